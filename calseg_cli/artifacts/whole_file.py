@@ -1,0 +1,40 @@
+"""Owns writing a plain file so that its name never stands on half a file."""
+
+import os
+from pathlib import Path
+
+from calseg_cli.errors import disk_errors
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write `content` to NAME.partial, put it on the disk, then give it its name.
+
+    Raises DiskFullError when no space is left (the old file stays) and CalsegError where writing is forbidden.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Ask the system to put a file, or a folder's entries, on the disk; some file systems know no such thing."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
