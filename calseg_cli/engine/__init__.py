@@ -1,0 +1,1 @@
+"""Owns the loop, inference and checkpoints."""

@@ -1,0 +1,61 @@
+"""Owns the choice of device, determinism, and what is said when memory runs out."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+
+from calseg_cli.errors import DeviceError
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one. Raises DeviceError for one that is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name}: this torch sees no CUDA device", "--device cpu, or install a CUDA build")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {name}: there are {torch.cuda.device_count()} CUDA devices", "count from cuda:0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device mps: not available here", "--device cpu")
+    return device
+
+
+def seed_everything(seed: int, *, deterministic: bool, threads: int | None = None) -> None:
+    """Fix the generators of torch, numpy and random; ask torch for repeatable kernels where it has them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if threads:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    if deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
+    """Mixed precision for the forward pass: "off", "bf16" or "fp16"."""
+    if amp == "off":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_AMP[amp])
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Turn "out of memory" below into one line with `advice`: which options to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError("the device is out of memory", advice) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "DefaultCPUAllocator" in str(error):
+            raise DeviceError("this machine is out of memory", advice) from error
+        raise
