@@ -1,0 +1,1 @@
+"""Owns scores: sums that add exactly, and what is read off them."""

@@ -1,0 +1,202 @@
+"""Owns the tally: one pass over an image leaves counts that add exactly; every score is read off their sum."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calseg_cli.errors import ArtifactError, CalsegError, DataError
+from calseg_cli.metrics.confusion import Confusion, check_labels, confusion_of_valid
+from calseg_cli.metrics.fine_histogram import CalibrationCounts, Edges, binned_sums, fine_bins
+from calseg_cli.metrics.image_rows import ImageRows, coarsen, stack
+from calseg_cli.metrics.invariants import contradictions
+from calseg_cli.metrics.pixels import ValidPixels, measure_pixels
+
+_GROUPINGS = ("by_predicted", "by_true")
+_COUNTS = ("count", "correct", "confidence")
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """What was counted of some images: a row an image, and fine histograms by predicted and by true class.
+
+    Tallies of disjoint sets of images add to the tally of all, bit for bit, in any order and grouping.
+    """
+
+    images: ImageRows
+    by_predicted: CalibrationCounts
+    by_true: CalibrationCounts
+
+    def __post_init__(self) -> None:
+        broken = contradictions(self.images, self.by_predicted, self.by_true)
+        if broken:
+            raise ValueError(f"counts contradict each other in {'; '.join(broken)}")
+
+    @classmethod
+    def zeros(cls, num_classes: int, edges: Edges = "right") -> "Tally":
+        """The tally of no image."""
+        empty = (CalibrationCounts.zeros(num_classes, edges) for _ in _GROUPINGS)
+        return cls(ImageRows.zeros(num_classes), *empty)
+
+    @property
+    def edges(self) -> Edges:
+        """Which edge belongs to a bin."""
+        return self.by_predicted.edges
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.by_predicted.num_groups
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The images, sorted."""
+        return self.images.ids
+
+    @property
+    def confusion(self) -> Confusion:
+        """The matrix (C,C) int64 of all images, rows true."""
+        total: Confusion = self.images.confusion.sum(axis=0)
+        return total
+
+    @property
+    def num_valid(self) -> int:
+        """Pixels measured."""
+        return int(self.images.valid.sum())
+
+    @property
+    def num_ignored(self) -> int:
+        """Pixels whose label is the ignored value."""
+        return int(self.images.ignored.sum())
+
+    @property
+    def num_invalid(self) -> int:
+        """Labelled pixels left out because a logit was NaN or infinite."""
+        return int(self.images.invalid.sum())
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return merge([self, other])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tally):
+            return NotImplemented
+        mine, theirs = self.to_arrays(), other.to_arrays()
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything as plain arrays by name, for a file; `ids` and `edges` are arrays of text."""
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": np.array(self.ids, dtype=np.str_),
+            "edges": np.array([self.edges], dtype=np.str_),
+        }
+        arrays |= {f"images_{name}": array for name, array in self.images.arrays().items()}
+        for grouping in _GROUPINGS:
+            counts: CalibrationCounts = getattr(self, grouping)
+            arrays |= {f"{grouping}_{name}": array for name, array in zip(_COUNTS, counts.arrays(), strict=True)}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Tally":
+        """The tally that `to_arrays` gave. Raises ArtifactError where an array is missing or contradicts another."""
+        try:
+            return _assemble(arrays)
+        except KeyError as error:
+            raise ArtifactError(f"the counts lack the array {error}", "evaluate again to write them anew") from error
+        except (ValueError, IndexError, CalsegError) as error:
+            raise ArtifactError(f"the counts cannot be read: {error}", "evaluate again to write them anew") from error
+
+
+def tally_image(
+    logits: Tensor, labels: Tensor | NDArray[Any], *, image_id: str, ignore: int, edges: Edges = "right"
+) -> Tally:
+    """The tally of one image from logits (C,H,W) at the label's resolution and labels (H,W).
+
+    A pixel labelled `ignore` is counted as ignored; a labelled one with a NaN or infinite logit as invalid, and is in
+    nothing else. Softmax is float32, sums are float64 or whole numbers; at most one block of probabilities is alive.
+    Raises DataError where sizes differ or a label is neither a class nor `ignore`.
+    """
+    truth = _label_tensor(labels, logits)
+    if logits.shape[1:] != truth.shape:
+        raise DataError(
+            f"{image_id}: the label is {_size(truth.shape)} and the prediction {_size(logits.shape[1:])}",
+            "image and label must have one size; `calseg data check` lists the pairs that differ",
+        )
+    check_labels(truth, logits.shape[0], ignore=ignore, where=image_id)
+    pixels = measure_pixels(logits.flatten(1), truth.flatten(), ignore)
+    return _count(pixels, image_id, logits.shape[0], edges)
+
+
+def merge(tallies: Iterable[Tally]) -> Tally:
+    """The tally of all images of one or more tallies; a generator is taken one by one and needs little memory.
+
+    Raises DataError where an image is in two of them, ConfigError where conventions or class counts differ.
+    """
+    rows: list[ImageRows] = []
+    by_predicted: CalibrationCounts | None = None
+    by_true: CalibrationCounts | None = None
+    for tally in tallies:
+        rows.append(tally.images)
+        if by_predicted is None or by_true is None:
+            by_predicted, by_true = tally.by_predicted.copy(), tally.by_true.copy()
+            continue
+        by_predicted.absorb(tally.by_predicted)
+        by_true.absorb(tally.by_true)
+    if by_predicted is None or by_true is None:
+        raise ValueError("merge needs a tally; start from Tally.zeros where there may be none")
+    return Tally(stack(rows), by_predicted, by_true)
+
+
+def _count(pixels: ValidPixels, image_id: str, num_classes: int, edges: Edges) -> Tally:
+    """Right pixels have one class, true and predicted; so they are binned once, and only wrong ones twice."""
+    bins = fine_bins(pixels.confidence, edges)
+    right = pixels.predictions == pixels.labels
+    correct, correct_sums = binned_sums(pixels.confidence[right], bins[right], pixels.labels[right], num_classes)
+    wrong = ~right
+    wrong_confidence, wrong_bins = pixels.confidence[wrong], bins[wrong]
+    by_class = []
+    for classes in (pixels.predictions, pixels.labels):
+        count, sums = binned_sums(wrong_confidence, wrong_bins, classes[wrong], num_classes)
+        by_class.append(CalibrationCounts(count + correct, correct.copy(), sums + correct_sums, edges=edges))
+    by_predicted, by_true = by_class
+    row = ImageRows(
+        (image_id,),
+        confusion=confusion_of_valid(pixels.labels, pixels.predictions, num_classes)[None],
+        coarse=np.stack([coarsen(array) for array in by_predicted.arrays()])[None],
+        ignored=np.array([pixels.ignored], np.int64),
+        invalid=np.array([pixels.invalid], np.int64),
+        nll=np.array([pixels.nll]),
+        brier=np.array([pixels.brier]),
+        brier_top=np.array([pixels.brier_top]),
+    )
+    return Tally(row, by_predicted, by_true)
+
+
+def _assemble(arrays: Mapping[str, NDArray[Any]]) -> Tally:
+    edges = cast(Edges, _text(arrays["edges"])[0])
+    columns = {name.removeprefix("images_"): array for name, array in arrays.items() if name.startswith("images_")}
+    counts = (
+        CalibrationCounts(*(arrays[f"{grouping}_{name}"] for name in _COUNTS), edges=edges) for grouping in _GROUPINGS
+    )
+    try:
+        return Tally(ImageRows(tuple(_text(arrays["ids"])), **columns), *counts)
+    except TypeError as error:  # a column more or less than an image's row has
+        raise ValueError(str(error)) from error
+
+
+def _text(array: NDArray[Any]) -> list[str]:
+    return [item.decode() if isinstance(item, bytes) else str(item) for item in array.tolist()]
+
+
+def _label_tensor(labels: Tensor | NDArray[Any], logits: Tensor) -> Tensor:
+    whole = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels).astype(np.int64))
+    return whole.to(logits.device, torch.int64)
+
+
+def _size(shape: torch.Size) -> str:
+    return "x".join(str(side) for side in shape)
