@@ -75,7 +75,9 @@ def train(
     `state` is what `hooks.save` got earlier; from it the run continues as if nothing had happened. Raises
     StoppedError when the loss is no longer finite; the last saved state is then untouched.
     """
-    method.to(device, memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
+    method.to(device)
+    if plan.channels_last:
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(method, plan)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp == "fp16")
     start = _restore(state, method, optimizer, scaler) if state is not None else 0
@@ -147,7 +149,7 @@ def _accumulate(
         with autocast(device, plan.amp):
             terms = method(batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum() / plan.accumulate
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
             sums[name] = sums.get(name, term.new_zeros(())) + term.detach() / plan.accumulate
     return sums

@@ -69,7 +69,8 @@ def test_existing_result_needs_force(tmp_path):
 
 
 def test_same_id_twice_is_refused(tmp_path):
-    with pytest.raises(ArtifactError, match="there already"), ArtifactWriter(tmp_path / "a.h5", "logits", meta=META) as w:
+    writer = ArtifactWriter(tmp_path / "a.h5", "logits", meta=META)
+    with pytest.raises(ArtifactError, match="there already"), writer as w:
         for _ in range(2):
             w.add_item("x", {"logits": np.zeros((2, 3, 3), np.float16)}, GEOMETRY)
 
@@ -150,7 +151,9 @@ def _raw(file):
     file["items/000000"].create_dataset("logits", (2, 5, 7), "f2", external=[("/etc/passwd", 0, 140)])
 
 
-@pytest.mark.parametrize(("plant", "says"), [(_external, "elsewhere"), (_soft, "elsewhere"), (_bomb, "claims"), (_raw, "other files")])
+@pytest.mark.parametrize(
+    ("plant", "says"), [(_external, "elsewhere"), (_soft, "elsewhere"), (_bomb, "claims"), (_raw, "other files")]
+)
 def test_planted_data_are_refused_when_read(tmp_path, plant, says):
     path = tmp_path / "a.h5"
     write(path)

@@ -12,8 +12,18 @@ from calseg_cli.engine.batch_statistics import PooledStatistics, batch_norms
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(4, 5, 1),
+        nn.BatchNorm2d(5),
     ).eval()
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def batches(sizes, seed=1):
@@ -89,7 +99,7 @@ def test_dropout_is_off_and_the_result_repeats():
     estimate(first, batches((4, 4)))
     torch.manual_seed(4)
     estimate(second, batches((4, 4)))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert same(first, second)
 
 
 def test_momentum_mixes_two_distributions():
@@ -120,7 +130,7 @@ def test_sums_are_buffers_and_can_be_continued():
     rest.load_state_dict(half.state_dict())
     with torch.no_grad(), rest:
         net(images[1])
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), rest.state_dict().values(), strict=True))
+    assert same(whole, rest)
 
 
 def test_no_image_changes_nothing():

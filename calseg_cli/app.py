@@ -1,0 +1,126 @@
+"""Owns the table of commands in the order of data, and the one place where an error becomes an exit code."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from calseg_cli.commands import adapt, config, data, demo, evaluate, init, inspect, predict, pretrain, results
+from calseg_cli.commands import sample_data as sample_data_command
+from calseg_cli.commands._session import with_session
+from calseg_cli.commands._version import version_text
+from calseg_cli.errors import CalsegError
+
+EXIT_CODES = """Exit codes: 0 ok, 1 bug, 2 usage or configuration, 3 artifact or checkpoint, 4 data, 5 stopped but
+resumable, 6 device or memory, 7 a --fail-if condition holds, 130 Ctrl-C, 143 SIGTERM."""
+
+DATA, STAGES, LOOK = "Start here", "Stages, in the order of data", "Look at results"
+
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "demo": (demo.demo, DATA),
+    "sample-data": (sample_data_command.sample_data, DATA),
+    "init": (init.init, DATA),
+    "pretrain": (pretrain.pretrain, STAGES),
+    "adapt": (adapt.adapt, STAGES),
+    "predict": (predict.predict, STAGES),
+    "evaluate": (evaluate.evaluate, STAGES),
+    "results": (results.results, LOOK),
+    "inspect": (inspect.inspect, LOOK),
+}
+ALIASES = {"eval": "evaluate"}
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "data": ("Check the datasets.", {"check": data.check}),
+    "config": ("Look at the configuration.", {"show": config.show, "schema": config.schema}),
+}
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived while nothing was collecting it; cleanup runs on the way out."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with every user's error turned into one line on stderr and its exit code."""
+    command = with_session(function)
+
+    @functools.wraps(command, assigned=("__name__", "__doc__", "__annotations__"))
+    def run(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            command(**options)
+        except CalsegError as error:
+            if options.get("debug"):
+                raise
+            report(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            sys.stderr.write("\nerror: interrupted; no unfinished result was left under a final name\n")
+            raise typer.Exit(130) from error
+        except Terminated as error:
+            sys.stderr.write("error: terminated; no unfinished result was left under a final name\n")
+            raise typer.Exit(143) from error
+
+    run.__signature__ = command.__signature__  # type: ignore[attr-defined]
+    del run.__wrapped__
+    return run
+
+
+def report(error: CalsegError) -> None:
+    """Print an error: what and where, then what to do."""
+    sys.stderr.write(f"error: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"  hint: {error.hint}\n")
+
+
+def build() -> typer.Typer:
+    """The whole command line."""
+    app = typer.Typer(
+        name="calseg",
+        help="Carry a segmentation model to an unlabelled domain, and trust its confidence there.",
+        epilog=EXIT_CODES,
+        no_args_is_help=True,
+        context_settings=CONTEXT,
+        pretty_exceptions_show_locals=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_root)
+    for name, (function, panel) in COMMANDS.items():
+        app.command(name, rich_help_panel=panel)(guarded(function))
+    for alias, name in ALIASES.items():
+        app.command(alias, hidden=True, help=f"The same as {name}.")(guarded(COMMANDS[name][0]))
+    for name, (text, functions) in GROUPS.items():
+        group = typer.Typer(help=text, no_args_is_help=True, context_settings=CONTEXT)
+        for sub, function in functions.items():
+            group.command(sub)(guarded(function))
+        app.add_typer(group, name=name, rich_help_panel=DATA if name == "data" else LOOK)
+    return app
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show versions and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        sys.stdout.write(version_text())
+        raise typer.Exit
+
+
+app = build()
+
+
+def main() -> None:
+    """The entry point of `calseg` and `python -m calseg_cli`."""
+    try:
+        app(prog_name="calseg")
+    except BrokenPipeError:
+        # `calseg ... | head` closed the pipe: stop quietly, as other tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

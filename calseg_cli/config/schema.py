@@ -1,0 +1,120 @@
+"""Owns calseg.yaml as a whole: one frozen section a stage, and what must fit across them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from calseg_cli.config.domain import Domain
+from calseg_cli.config.methods import Adapt
+from calseg_cli.config.section import Section, key, section
+from calseg_cli.config.training import Pretrain
+from calseg_cli.config.values import (
+    Bool,
+    Condition,
+    Device,
+    DomainRole,
+    FolderName,
+    Int,
+    Location,
+    Positive,
+    Split,
+    Text,
+    wrong,
+    wrong_together,
+)
+
+FINE_BINS = 4800  # calibration counts are kept this fine; a coarser number of bins has to divide it
+
+
+class Network(Section):
+    """A network by name, its options, and its first weights."""
+
+    name: Text = key("tiny", "tiny, efficientnet-lite0, deeplabv2, segformer, or package.module:callable.")
+    init: Text = key("default", "Weights to start from: default, none, imagenet, or a file.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="The network's own options, such as {depth: 101}."
+    )
+
+
+class Predict(Section):
+    """How images become logits."""
+
+    domain: DomainRole = key("target", "Whose images: source or target.")
+    split: Split = key("test", "Split: train, val or test.")
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = key((1.0,), "Average over these image scales.")
+    flip: Bool = key(False, "Average with the mirrored image.")
+    logits_dtype: Literal["float16", "float32"] = key("float16", "How logits are stored: float16 or float32.")
+    compression: Literal["none", "gzip"] = key("gzip", "How the artifact is packed: gzip or none.")
+    png: Bool = key(False, "Also write label, overlay and confidence pictures.")
+    max_items: Annotated[Int, Field(ge=1)] | None = key(None, "Only the first N images; null for all.")
+
+
+class Evaluate(Section):
+    """What is measured, and what the report shows."""
+
+    domain: DomainRole = key("target", "Whose labelled images: source or target.")
+    split: Split = key("test", "Split: train, val or test.")
+    max_items: Annotated[Int, Field(ge=1)] | None = key(None, "Only the first N images; null for all.")
+    bins: Int = key(15, f"Bins of the ECE, 1 to 100; a divisor of {FINE_BINS}.", ge=1, le=100)
+    edges: Literal["right", "left"] = key("right", "right: bins are (low, high]; left: [low, high).")
+    report: Literal["iou", "ece", "full"] = key("full", "Table to print: iou, ece or full.")
+    classes: Annotated[tuple[Text, ...], Field(min_length=1)] | None = key(
+        None, "Classes that means are over; null for all."
+    )
+    eval_classes: Literal[13, 16, 19] | None = key(None, "The same by preset: 13, 16 or 19 of the Cityscapes classes.")
+    fail_if: tuple[Condition, ...] = key((), 'Exit with 7 if one of these holds, such as ["ece>0.1"].')
+    examples: Int = key(3, "Example images in the report page; 0 for none.", ge=0)
+    html: Bool = key(False, "Also write report.html, one self-contained page.")
+
+    @field_validator("bins")
+    @classmethod
+    def _divides(cls, bins: int) -> int:
+        if FINE_BINS % bins:
+            near = [str(other) for other in range(max(1, bins - 5), bins + 6) if FINE_BINS % other == 0]
+            raise wrong(f"must divide {FINE_BINS}, which {bins} does not; near it: {', '.join(near)}")
+        return bins
+
+    @model_validator(mode="after")
+    def _one_choice_of_classes(self) -> Self:
+        if self.classes is not None and self.eval_classes is not None:
+            raise wrong_together([("eval_classes", "and evaluate.classes exclude each other")])
+        return self
+
+
+class Config(Section):
+    """Everything a run depends on. Paths are those to open: relative to where calseg runs, or absolute."""
+
+    name: FolderName = key("run", "The run's name: its results go to RUNS/NAME.")
+    runs: Location = key(Path("runs"), "Folder of all runs.")
+    seed: Int = key(0, "Seed of everything random, 0 to 4294967295.", ge=0, le=2**32 - 1)
+    device: Device = key("auto", "auto (CUDA where there is one), cpu, cuda, cuda:N or mps.")
+    workers: Int = key(0, "Processes that read images; 0 reads in the main one.", ge=0, le=1024)
+    threads: Annotated[Int, Field(ge=1, le=1024)] | None = key(None, "CPU threads of torch; null leaves it to torch.")
+    deterministic: Bool = key(True, "Ask for kernels that give the same result each time.")
+    source: Domain | None = key(None, "The labelled domain.")
+    target: Domain | None = key(None, "The domain to carry the network to.")
+    network: Network = section(Network, "Which network, and the weights it starts from.")
+    pretrain: Pretrain = section(Pretrain, "Supervised training on the source.")
+    predict: Predict = section(Predict, "Logits as an artifact.")
+    adapt: Adapt = section(Adapt, "Adaptation to the unlabelled target.")
+    evaluate: Evaluate = section(Evaluate, "Accuracy and calibration on labelled images.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        problems = list(self._class_problems())
+        if problems:
+            raise wrong_together(problems)
+        return self
+
+    def _class_problems(self) -> Iterator[tuple[str, str]]:
+        classes = self.source.classes if self.source is not None else None
+        if classes is None:
+            return
+        weights = self.pretrain.class_weights
+        if not isinstance(weights, str) and len(weights) != len(classes):
+            yield "pretrain.class_weights", f"has {len(weights)} numbers for the source's {len(classes)} classes"
+        for name in self.evaluate.classes or ():
+            if name not in classes:
+                yield "evaluate.classes", f"names {name!r}, which is none of the source's classes: {', '.join(classes)}"

@@ -1,0 +1,47 @@
+"""Owns the sections of supervised training: what `calseg pretrain` does, and its augmentation."""
+
+from typing import Literal
+
+from calseg_cli.config.section import Section, key, section
+from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Positive, Probability, Range, Size
+
+
+class Augment(Section):
+    """How training images are varied; image and label move together."""
+
+    scale: Range = key((1.0, 1.0), "Random scale [smallest, largest]; [1, 1] keeps the size.")
+    crop: Size | None = key(None, "Random crop [height, width] in pixels; smaller images are padded. null: none.")
+    flip: Probability = key(0.5, "Probability of mirroring left and right, 0 to 1.")
+    color: Probability = key(0.5, "Probability of jittering brightness, contrast, saturation and hue, 0 to 1.")
+    color_strength: Probability = key(0.3, "Strength of the colour jitter, 0 to 1.")
+    blur: Probability = key(0.0, "Probability of a Gaussian blur, 0 to 1.")
+
+
+class Pretrain(Section):
+    """How the network is trained on the labelled source."""
+
+    steps: Int = key(600, "Optimiser steps; at least 1.", ge=1)
+    batch_size: Int = key(4, "Images a batch; at least 1.", ge=1)
+    optimizer: Literal["adamw", "sgd"] = key("adamw", "adamw or sgd.")
+    lr: Positive = key(2e-4, "Encoder's learning rate at its highest; above 0.")
+    head_lr: Positive = key(2e-3, "Head's learning rate at its highest; above 0.")
+    weight_decay: Float = key(0.01, "Weight decay; at least 0.", ge=0)
+    momentum: Float = key(0.9, "Momentum of sgd, 0 to below 1.", ge=0, lt=1)
+    schedule: Literal["poly", "constant", "cosine"] = key(
+        "poly", "Course of the learning rate: poly, constant, cosine."
+    )
+    power: Positive = key(0.9, "Exponent of poly; above 0.")
+    warmup_steps: Int = key(50, "Steps over which the learning rate rises from 0; 0 for none.", ge=0)
+    clip_norm: Positive | None = key(None, "Largest norm of the gradient; above 0, null for no clipping.")
+    accumulate: Int = key(1, "Batches whose gradients make one step; at least 1.", ge=1)
+    amp: Literal["off", "bf16", "fp16"] = key("off", "Mixed precision: off, bf16 or fp16.")
+    channels_last: Bool = key(False, "Keep tensors channels-last in memory, quicker on some devices.")
+    class_weights: ClassWeights = key(
+        "none", "Weights of the classes in the loss: none, inverse, sqrt-inverse (of frequency), or one number a class."
+    )
+    label_smoothing: Float = key(0.0, "Share of the target spread over all classes, 0 to below 1.", ge=0, lt=1)
+    validate_every: Int = key(200, "Steps from one validation to the next; 0 only at the end.", ge=0)
+    checkpoint_every: Int = key(200, "Steps from one resumable state to the next; 0 only when stopped.", ge=0)
+    keep: Literal["all", "last"] = key("all", "Networks to keep: all validated ones, or the last.")
+    log_every: Int = key(20, "Steps from one line of the log to the next; at least 1.", ge=1)
+    augment: Augment = section(Augment, "How training images are varied.")

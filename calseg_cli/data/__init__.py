@@ -1,0 +1,1 @@
+"""Owns the way from folders of images and labels to batches."""

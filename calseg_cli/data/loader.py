@@ -1,0 +1,175 @@
+"""Owns batches: the endless stream to train on, one sweep over all images, and images one by one to measure on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from calseg_cli.data.dataset import Sample, SegmentationDataset, Size
+from calseg_cli.data.ordered import read_ahead
+from calseg_cli.data.transforms import Augmentation, augment
+from calseg_cli.errors import DataError
+
+EvaluationSample = tuple[str, Tensor, NDArray[np.uint8] | None, Size]
+_SOURCE, _TARGET = 0, 1
+_ORDER, _CHANGES = 0, 1  # what a random stream is for
+
+
+@dataclass
+class Batch:
+    """Images (B,3,H,W) float32 RGB in [0,1] and labels (B,H,W) int64; None where the work has no such domain."""
+
+    step: int
+    source_images: Tensor | None
+    source_labels: Tensor | None
+    target_images: Tensor | None
+    source_ids: tuple[str, ...]
+    target_ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on a device."""
+        return replace(
+            self,
+            source_images=_moved(self.source_images, device),
+            source_labels=_moved(self.source_labels, device),
+            target_images=_moved(self.target_images, device),
+        )
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """Endless training batches that follow from the seed and the step alone.
+
+    Images come in a fresh order every epoch, drawn from (seed, domain, epoch), and without a gap between epochs;
+    fewer images than a batch holds repeat. Augmentation is drawn from (seed, domain, step, slot). So neither the
+    number of workers nor the step one starts at changes a bit: `batches(k, n)` is the tail of `batches(0, n)`.
+    """
+
+    source: SegmentationDataset | None
+    target: SegmentationDataset | None
+    batch_size: int
+    augmentation: Augmentation
+    seed: int
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for dataset in (self.source, self.target):
+            if dataset is not None and not len(dataset):
+                raise DataError("there are no images to train on", "check the domain's root and splits")
+        if self.source is not None and not self.source.with_labels:
+            raise ValueError("the source of training needs labels")
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """The batches of the steps `start_step` to `stop_step - 1`.
+
+        Raises DataError when a file cannot be read or when the images of a batch differ in size.
+        """
+        return read_ahead(self.batch, range(start_step, stop_step), self.workers)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step."""
+        source = self._samples(self.source, _SOURCE, step)
+        target = self._samples(self.target, _TARGET, step)
+        return Batch(
+            step,
+            _images(source),
+            _labels(source),
+            _images(target),
+            tuple(sample.id for sample in source),
+            tuple(sample.id for sample in target),
+        )
+
+    def _samples(self, dataset: SegmentationDataset | None, domain: int, step: int) -> list[Sample]:
+        if dataset is None:
+            return []
+        first = step * self.batch_size
+        samples = []
+        for slot in range(self.batch_size):
+            epoch, place = divmod(first + slot, len(dataset))
+            order = _permutation(self.seed, domain, epoch, len(dataset))
+            sample = dataset.read(int(order[place]))
+            rng = np.random.default_rng((self.seed, _CHANGES, domain, step, slot))
+            image, label = augment(sample.image, sample.label, self.augmentation, rng)
+            samples.append(replace(sample, image=image, label=label))
+        return samples
+
+
+def sweep(
+    dataset: SegmentationDataset, batch_size: int, *, workers: int = 0, shuffle_seed: int | None = None
+) -> Iterator[Batch]:
+    """Every image once, unchanged, as `target_images`; sorted, or in the order that `shuffle_seed` gives.
+
+    The last batch may be smaller. Images of another size than those before them begin a new batch.
+    """
+    order = range(len(dataset)) if shuffle_seed is None else _permutation(shuffle_seed, _TARGET, 0, len(dataset))
+    keys = [int(index) for index in order]
+    step = 0
+    group: list[tuple[str, Tensor]] = []
+    for name, image in read_ahead(partial(_bare_image, dataset), keys, workers):
+        if group and (len(group) == batch_size or group[0][1].shape != image.shape):
+            yield _target_batch(step, group)
+            step, group = step + 1, []
+        group.append((name, image))
+    if group:
+        yield _target_batch(step, group)
+
+
+def evaluation_samples(dataset: SegmentationDataset, workers: int = 0) -> Iterator[EvaluationSample]:
+    """(id, image (1,3,H,W) float32 at the input size, label (H0,W0) or None, (H0, W0)) of every image, in order."""
+    return read_ahead(partial(_evaluation_sample, dataset), range(len(dataset)), workers)
+
+
+def image_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """Pixels (H,W,3) as a tensor (3,H,W), float32 in [0,1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
+
+
+def _bare_image(dataset: SegmentationDataset, index: int) -> tuple[str, Tensor]:
+    sample = dataset.read_for_evaluation(index)
+    return sample.id, image_tensor(sample.image)
+
+
+def _evaluation_sample(dataset: SegmentationDataset, index: int) -> EvaluationSample:
+    sample = dataset.read_for_evaluation(index)
+    return sample.id, image_tensor(sample.image)[None], sample.label, sample.original_hw
+
+
+def _target_batch(step: int, group: list[tuple[str, Tensor]]) -> Batch:
+    return Batch(step, None, None, torch.stack([image for _, image in group]), (), tuple(name for name, _ in group))
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, domain: int, epoch: int, count: int) -> NDArray[np.int64]:
+    order = np.random.default_rng((seed, _ORDER, domain, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
+
+
+def _images(samples: list[Sample]) -> Tensor | None:
+    if not samples:
+        return None
+    first = samples[0]
+    for sample in samples:
+        if sample.image.shape != first.image.shape:
+            raise DataError(
+                f"images of one batch differ in size: {_size(first)} and {_size(sample)}",
+                "set the domain's size, or pretrain.augment.crop",
+            )
+    return torch.stack([image_tensor(sample.image) for sample in samples])
+
+
+def _size(sample: Sample) -> str:
+    return f"{sample.id} is {sample.image.shape[0]}x{sample.image.shape[1]}"
+
+
+def _labels(samples: list[Sample]) -> Tensor | None:
+    labels = [sample.label for sample in samples if sample.label is not None]
+    return torch.from_numpy(np.stack(labels)).long() if labels else None
+
+
+def _moved(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)

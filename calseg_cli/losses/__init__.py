@@ -1,0 +1,1 @@
+"""Owns loss terms as pure functions."""

@@ -1,0 +1,1 @@
+"""Owns the segmentation networks and how each is built by name."""

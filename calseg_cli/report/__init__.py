@@ -1,0 +1,1 @@
+"""Owns figures, pictures and the HTML page; never sees a tensor."""

@@ -1,0 +1,120 @@
+"""Owns what a report is made of: plain numbers, names and pictures, filled by whoever measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+Color = tuple[int, int, int]
+Role = Literal["best", "median", "worst"]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of confidence, each field (bins,); mean `confidence` and `accuracy` are NaN where `count` is 0."""
+
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    count: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    def contribution(self) -> NDArray[np.float64]:
+        """What each bin adds to the ECE, with its sign: above zero where confidence exceeds accuracy. Empty bins: 0.
+
+        >>> edges, confidence, accuracy = np.array([0.0, 0.5, 1.0]), np.array([np.nan, 0.9]), np.array([np.nan, 0.6])
+        >>> bins = Reliability(edges[:2], edges[1:], np.array([0, 10]), confidence, accuracy)
+        >>> bins.contribution().round(3).tolist()
+        [0.0, 0.3]
+        """
+        share = self.count / max(int(self.count.sum()), 1)
+        gap: NDArray[np.float64] = np.where(self.count > 0, self.confidence - self.accuracy, 0.0)
+        return share * gap
+
+
+@dataclass(frozen=True)
+class ConfidenceHistogram:
+    """How many pixels have which confidence, the right ones and the wrong ones apart; each (bins,)."""
+
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    correct: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class. `pixels`, `iou`, `accuracy` go by the true class; `predicted_pixels`, `precision`, `mean_confidence`
+    and `ece` by the predicted one. NaN where nothing is there to measure.
+    """
+
+    name: str
+    color: Color
+    pixels: int
+    iou: float
+    accuracy: float
+    ece: float
+    predicted_pixels: int
+    mean_confidence: float
+    precision: float
+
+    @property
+    def gap(self) -> float:
+        """Mean confidence minus precision: above zero where the class is claimed with too much confidence."""
+        return self.mean_confidence - self.precision
+
+
+@dataclass(frozen=True)
+class ImageExample:
+    """One image with everything drawn of it: pictures uint8 (H,W,3), confidence float32 (H,W), masks bool (H,W)."""
+
+    id: str
+    role: Role
+    miou: float
+    ece: float
+    accuracy: float
+    image: Picture
+    label_colors: Picture
+    prediction_colors: Picture
+    confidence: NDArray[np.float32]
+    wrong: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Another result on the same images, such as the network before adaptation."""
+
+    name: str
+    scores: Mapping[str, float]
+    reliability: Reliability | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report says. NaN means "nothing to measure" and is shown as n/a, never as 0.
+
+    `scores` has the keys of `wording.SCORES` (others are shown under their own names); `confusion` int64 (C,C) has the
+    true classes in its rows; `images` holds one mapping an image with id, miou, ece, accuracy and confidence;
+    `training` holds the lines of a stage's log.jsonl, for its curves.
+    """
+
+    title: str
+    subtitle: str
+    scores: Mapping[str, float]
+    convention: str
+    protocol: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    reliability: Reliability
+    class_names: Sequence[str]
+    classes: Sequence[ClassRow]
+    confusion: NDArray[np.int64]
+    examples: Sequence[ImageExample]
+    images: Sequence[Mapping[str, Any]]
+    confidence_histogram: ConfidenceHistogram | None = None
+    command: str = ""
+    comparison: Sequence[Compared] = ()
+    training: Sequence[Mapping[str, Any]] = ()

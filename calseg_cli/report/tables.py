@@ -1,0 +1,152 @@
+"""Owns a report as rows of text for a terminal, as CSV and as JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+import numpy as np
+
+from calseg_cli.errors import ConfigError
+from calseg_cli.report.data import ClassRow, Compared, Reliability, ReportData
+from calseg_cli.report.wording import SCORES, is_missing, number, percent, score_label, score_text
+
+ReportKind = Literal["iou", "ece", "full"]
+Table = tuple[list[str], list[list[str]]]
+_KINDS = ("iou", "ece", "full")
+_IOU = ("miou", "macc", "accuracy")
+_ECE = ("miou", "accuracy", "mean_confidence", "ece", "ece_image", "signed_gap", "noise_floor", "nll", "brier")
+_COMPARED = ("miou", "accuracy", "ece", "ece_image", "signed_gap", "nll", "brier")
+_Cell = Callable[[ClassRow], str]
+
+
+def score_rows(data: ReportData, report: str = "full") -> Table:
+    """Headers and rows of the dataset's scores: those about right and wrong, those about trust, or all.
+
+    Raises ConfigError for a report that is not "iou", "ece" or "full".
+    """
+    keys = {"iou": _IOU, "ece": _ECE, "full": tuple(data.scores)}[_checked(report)]
+    rows = [
+        [score_label(key), score_text(key, data.scores[key]), SCORES[key].better if key in SCORES else ""]
+        for key in ordered_scores(keys)
+        if key in data.scores
+    ]
+    return ["score", "value", "better"], rows
+
+
+def class_rows(data: ReportData, report: str = "full") -> Table:
+    """Headers and rows of the classes' scores. Raises ConfigError for an unknown report."""
+    total = sum(row.pixels for row in data.classes)
+    predicted = sum(row.predicted_pixels for row in data.classes)
+    truth: dict[str, _Cell] = {
+        "pixels": lambda row: percent(row.pixels / total if total else math.nan),
+        "IoU": lambda row: number(row.iou),
+        "accuracy": lambda row: number(row.accuracy),
+    }
+    claims: dict[str, _Cell] = {
+        "predicted": lambda row: percent(row.predicted_pixels / predicted if predicted else math.nan),
+        "precision": lambda row: number(row.precision),
+        "confidence": lambda row: number(row.mean_confidence),
+        "gap": lambda row: number(row.gap, signed=True),
+        "ECE": lambda row: number(row.ece),
+    }
+    columns = {"iou": truth | {"precision": claims["precision"]}, "ece": claims, "full": truth | claims}[
+        _checked(report)
+    ]
+    return ["class", *columns], [[row.name, *(cell(row) for cell in columns.values())] for row in data.classes]
+
+
+def comparison_rows(results: Sequence[Compared], keys: Sequence[str] = _COMPARED) -> Table:
+    """Headers and rows of several results side by side, one a row, with the scores that any of them has."""
+    shown = [key for key in keys if any(key in result.scores for result in results)]
+    rows = [[result.name, *(score_text(key, result.scores.get(key)) for key in shown)] for result in results]
+    return ["result", *(score_label(key) for key in shown)], rows
+
+
+def ordered_scores(keys: Sequence[str]) -> list[str]:
+    """Score keys in the order of `wording.SCORES`, unknown ones last."""
+    known = list(SCORES)
+    return sorted(keys, key=lambda key: known.index(key) if key in SCORES else len(known))
+
+
+def _checked(report: str) -> str:
+    if report not in _KINDS:
+        raise ConfigError(f"there is no report {report!r}", f"choose {', '.join(_KINDS[:-1])} or {_KINDS[-1]}")
+    return report
+
+
+def to_csv(data: ReportData) -> str:
+    """All scores as CSV with one number a line: scope, name, score, value. Full precision; empty where n/a."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["scope", "name", "score", "value"])
+    writer.writerows([scope, name, key, "" if is_missing(value) else value] for scope, name, key, value in _cells(data))
+    return _encodable(text.getvalue())
+
+
+def _cells(data: ReportData) -> Iterator[tuple[str, str, str, Any]]:
+    for key, value in data.scores.items():
+        yield "dataset", "", key, _scalar(value)
+    for row in data.classes:
+        for key, value in _class_document(row).items():
+            if key not in ("name", "color"):
+                yield "class", row.name, key, value
+    for image in data.images:
+        for key, value in image.items():
+            if key != "id":
+                yield "image", str(image["id"]), key, _scalar(value)
+
+
+def to_document(data: ReportData) -> dict[str, Any]:
+    """The report as plain values for JSON: floats in full precision, None where n/a; without pictures."""
+    return {
+        "title": data.title,
+        "subtitle": data.subtitle,
+        "num_images": len(data.images),
+        "convention": data.convention,
+        "scores": _plain(data.scores),
+        "class_names": list(data.class_names),
+        "classes": [_plain(_class_document(row)) for row in data.classes],
+        "reliability": _reliability_document(data.reliability),
+        "images": _plain(data.images),
+        "protocol": _plain(data.protocol),
+        "provenance": _plain(data.provenance),
+        "command": data.command,
+        "confusion": data.confusion.tolist(),
+    }
+
+
+def to_json(data: ReportData) -> str:
+    """`to_document` as JSON text: floats in full precision, null where n/a."""
+    return _encodable(json.dumps(to_document(data), indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
+
+
+def _encodable(text: str) -> str:
+    """A file name that is not UTF-8 reaches us with lone surrogates; their escapes are what JSON has for them too."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _class_document(row: ClassRow) -> dict[str, Any]:
+    return {**{item.name: _scalar(getattr(row, item.name)) for item in fields(row)}, "gap": _scalar(row.gap)}
+
+
+def _reliability_document(reliability: Reliability) -> dict[str, Any]:
+    return {item.name: _plain(getattr(reliability, item.name)) for item in fields(reliability)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = _scalar(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

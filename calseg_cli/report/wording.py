@@ -1,0 +1,141 @@
+"""Owns how scores are called, explained and written as text, so that terminal, page and figures say the same."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+NOT_AVAILABLE = "n/a"
+BALANCED = 0.005
+Better = Literal["higher", "lower", "near 0", ""]
+Subject = Literal["accuracy", "calibration", "likelihood"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score's name, which way is better, and one sentence on what it says."""
+
+    label: str
+    better: Better
+    subject: Subject
+    meaning: str
+    signed: bool = False
+
+
+SCORES: dict[str, Score] = {
+    "miou": Score("mIoU", "higher", "accuracy", "Intersection over union, averaged over the classes that occur."),
+    "macc": Score("mAcc", "higher", "accuracy", "Share of each true class that is found, averaged over the classes."),
+    "accuracy": Score("accuracy", "higher", "accuracy", "Share of the labelled pixels that are right."),
+    "mean_confidence": Score("mean confidence", "", "accuracy", "How sure the network is on average."),
+    "ece": Score(
+        "ECE", "lower", "calibration", "Distance between confidence and accuracy, averaged over all pixels by bins."
+    ),
+    "ece_10": Score("ECE, 10 bins", "lower", "calibration", "The same with 10 bins, as some papers have it."),
+    "ece_15": Score("ECE, 15 bins", "lower", "calibration", "The same with 15 bins, the most common number."),
+    "ece_image": Score(
+        "ECE/image", "lower", "calibration", "Mean over images of each image's own ECE; mostly above the dataset's."
+    ),
+    "ece_image_median": Score("ECE/image, median", "lower", "calibration", "Half of the images have a lower ECE."),
+    "signed_gap": Score(
+        "signed gap", "near 0", "calibration", "Mean confidence minus accuracy; + is over-confident.", signed=True
+    ),
+    "over_confidence": Score("over-confidence", "lower", "calibration", "The part of the ECE from bins too sure."),
+    "under_confidence": Score("under-confidence", "lower", "calibration", "The part of the ECE from bins too unsure."),
+    "mce": Score("MCE", "lower", "calibration", "The gap of the worst bin, however few pixels it has."),
+    "rmsce": Score("RMSCE", "lower", "calibration", "Root mean square of the gaps: large gaps count more."),
+    "ks": Score("KS", "lower", "calibration", "Largest cumulative gap between confidence and accuracy; needs no bins."),
+    "noise_floor": Score(
+        "noise floor", "", "calibration", "The ECE that a perfectly calibrated network would show by chance."
+    ),
+    "nll": Score("NLL", "lower", "likelihood", "Mean negative log-probability of the true class, in nats."),
+    "brier": Score("Brier", "lower", "likelihood", "Squared distance of the probabilities from the truth, 0 to 2."),
+    "brier_top": Score(
+        "Brier, top label", "lower", "likelihood", "Squared distance of confidence from right or wrong."
+    ),
+}
+
+
+def score_label(key: str) -> str:
+    """The name to show for a score; unknown keys keep their own.
+
+    >>> score_label("miou"), score_label("my_score")
+    ('mIoU', 'my score')
+    """
+    return SCORES[key].label if key in SCORES else key.replace("_", " ")
+
+
+def number(value: Any, *, decimals: int = 4, signed: bool = False) -> str:
+    """A score as text; "n/a" for NaN and None.
+
+    >>> number(0.03051), number(float("nan")), number(0.0682, signed=True), number(-0.00001)
+    ('0.0305', 'n/a', '+0.0682', '0.0000')
+    """
+    if is_missing(value):
+        return NOT_AVAILABLE
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    shown = round(float(value), decimals)
+    return f"{shown or 0.0:{'+' if signed and shown else ''}.{decimals}f}"
+
+
+def is_missing(value: Any) -> bool:
+    """True for None and NaN."""
+    return value is None or (isinstance(value, Real) and bool(value != value))
+
+
+def score_text(key: str, value: Any) -> str:
+    """A dataset-wide score as text, with its sign where the sign means something."""
+    return number(value, signed=key in SCORES and SCORES[key].signed)
+
+
+def percent(value: Any, decimals: int = 1) -> str:
+    """A fraction as a percentage.
+
+    >>> percent(0.8437), percent(float("nan")), percent(0.00004)
+    ('84.4 %', 'n/a', '<0.1 %')
+    """
+    if is_missing(value):
+        return NOT_AVAILABLE
+    smallest = 10.0**-decimals
+    return f"<{smallest:.{decimals}f} %" if 0 < value * 100 < smallest / 2 else f"{value * 100:.{decimals}f} %"
+
+
+def quantity(count: int) -> str:
+    """A number of pixels in three figures.
+
+    >>> quantity(999), quantity(12_345), quantity(1_048_576_000)
+    ('999', '12.3 k', '1.05 G')
+    """
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:.0f} {unit}"
+    return str(count)
+
+
+def plain(value: Any) -> str:
+    """A value of a protocol or provenance as one line of text.
+
+    >>> plain({"torch": "2.6", "numpy": "2.1"}), plain([1.0, 0.5]), plain(None), plain(True)
+    ('torch 2.6, numpy 2.1', '1.0, 0.5', 'n/a', 'yes')
+    """
+    if is_missing(value):
+        return NOT_AVAILABLE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return ", ".join(plain(item) for item in value) or "none"
+    return str(value)
+
+
+def tendency(gap: float) -> str:
+    """What a signed gap says of a network, in a word.
+
+    >>> tendency(0.07), tendency(-0.02), tendency(0.0004)
+    ('over-confident', 'under-confident', 'balanced')
+    """
+    if abs(gap) < BALANCED:
+        return "balanced"
+    return "over-confident" if gap > 0 else "under-confident"

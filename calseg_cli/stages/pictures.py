@@ -1,0 +1,41 @@
+"""Owns what of a prediction is drawn: label, overlay and confidence beside each other, named by the image."""
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from calseg_cli.data.catalog import IGNORE
+from calseg_cli.data.dataset import SegmentationDataset
+from calseg_cli.engine.forward import upsample_logits
+from calseg_cli.engine.infer import Prediction
+from calseg_cli.errors import DataError
+from calseg_cli.report.pictures import colorize, confidence_map, overlay, write_label_png, write_png
+
+Palette = tuple[tuple[int, int, int], ...]
+
+
+def decide(prediction: Prediction) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The predicted classes and their confidence, both (H,W) at the label's full size."""
+    probs = upsample_logits(prediction.logits, prediction.geometry).softmax(dim=0)
+    confidence, classes = probs.max(dim=0)
+    return classes.to(torch.uint8).numpy(), confidence.numpy()
+
+
+def write_prediction(folder: Path, prediction: Prediction, dataset: SegmentationDataset, palette: Palette) -> None:
+    """Write FOLDER/{label,overlay,confidence}/ID.png for one image."""
+    classes, confidence = decide(prediction)
+    name = safe_name(prediction.id)
+    image = dataset.read_image(prediction.id)
+    write_label_png(folder / "label" / f"{name}.png", classes, palette)
+    write_png(folder / "overlay" / f"{name}.png", overlay(image, colorize(classes, palette, IGNORE)))
+    write_png(folder / "confidence" / f"{name}.png", confidence_map(confidence))
+
+
+def safe_name(image_id: str) -> str:
+    """The id as a path below a folder. Raises DataError for one that would leave it."""
+    path = PurePosixPath(image_id)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise DataError(f"the image id {image_id!r} does not name a file below a folder", "rename the image")
+    return str(path)

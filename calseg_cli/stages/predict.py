@@ -1,0 +1,102 @@
+"""Owns `calseg predict`: a network and a folder of images become a logits artifact, and pictures on request."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calseg_cli.artifacts.provenance import provenance
+from calseg_cli.artifacts.writer import ArtifactWriter
+from calseg_cli.config import Resolved
+from calseg_cli.data.catalog import IGNORE, find_items, find_layout, make_layout
+from calseg_cli.data.dataset import SegmentationDataset
+from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
+from calseg_cli.engine.infer import Prediction
+from calseg_cli.engine.progress import Progress
+from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.networks import LoadedNetwork, load_network
+from calseg_cli.stages.pictures import write_prediction
+from calseg_cli.stages.roads import NetworkRoad, classes_table
+from calseg_cli.stages.run_folder import find_network, run_folder, short_name
+
+OUT_OF_MEMORY = "set a smaller size for the domain, fewer predict.scales, or --amp bf16"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What predict leaves."""
+
+    artifact: Path
+    pictures: Path | None
+    images: int
+    digest: str
+
+
+def predict(
+    resolved: Resolved,
+    *,
+    checkpoint: str | None,
+    images: Path | None,
+    out: Path | None,
+    force: bool,
+    progress: Progress,
+) -> Predicted:
+    """Write the logits of a split (or of any folder of images) as an artifact. No label is opened."""
+    config, options = resolved.config, resolved.config.predict
+    run = run_folder(resolved)
+    path = find_network(run, checkpoint)
+    device = choose_device(config.device)
+    seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
+    loaded = load_network(path, device, resolved)
+    dataset, place = _dataset(resolved, loaded, images)
+    road = NetworkRoad(loaded, dataset, options, device=device, workers=config.workers)
+    target = out or run.predict / f"{short_name(path, run)}-{place}.h5"
+    pictures = target.with_suffix("") if options.png else None
+    writer = ArtifactWriter(
+        target, "logits", meta=_meta(resolved, road, place), compression=options.compression, force=force
+    )
+    progress.note(f"network {path}, {len(dataset)} images of {place}")
+    progress.start("predicting", len(dataset))
+    with memory_errors(OUT_OF_MEMORY), writer:
+        for prediction in _told(road.stream(), progress):
+            writer.add_item(prediction.id, {"logits": prediction.logits.numpy()}, prediction.geometry)
+            if pictures is not None:
+                write_prediction(pictures, prediction, dataset, road.palette)
+    progress.finish()
+    return Predicted(target, pictures, len(dataset), writer.digest)
+
+
+def _dataset(resolved: Resolved, loaded: LoadedNetwork, images: Path | None) -> tuple[SegmentationDataset, str]:
+    options = resolved.config.predict
+    if images is None:
+        domain = open_domain(resolved, options.domain, loaded.class_names)
+        dataset = domain.dataset(options.split, with_labels=False, max_items=options.max_items)
+        return dataset, f"{options.domain}-{options.split}"
+    layout = make_layout(find_layout("folders"), images="{path}.*", labels=None, class_names=loaded.class_names)
+    items = find_items(layout, images, "test", with_labels=False)[: options.max_items]
+    configured = getattr(resolved.config, options.domain)
+    size = configured.size if configured is not None else None
+    return SegmentationDataset(items, layout, size=size, with_labels=False), images.resolve().name
+
+
+def _meta(resolved: Resolved, road: NetworkRoad, place: str) -> dict[str, Any]:
+    config = resolved.config
+    return {
+        "classes": classes_table(road.class_names, road.palette, IGNORE),
+        "protocol": {**road.protocol, "dataset": place},
+        "provenance": provenance(
+            sys.argv,
+            seed=config.seed,
+            config_digest=resolved.digest,
+            parents=road.parents,
+            device=config.device,
+        ),
+        "config": resolved.to_dict(),
+    }
+
+
+def _told(predictions: Iterator[Prediction], progress: Progress) -> Iterator[Prediction]:
+    for prediction in predictions:
+        yield prediction
+        progress.advance()

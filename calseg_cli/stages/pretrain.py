@@ -1,0 +1,199 @@
+"""Owns `calseg pretrain`: a labelled source folder becomes a network, with its calibration measured on the way."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calseg_cli.artifacts.provenance import provenance
+from calseg_cli.artifacts.tensors_file import read_facts
+from calseg_cli.config import Pretrain, Resolved
+from calseg_cli.data.catalog import IGNORE
+from calseg_cli.data.dataset import SegmentationDataset
+from calseg_cli.data.loader import TrainStream, evaluation_samples
+from calseg_cli.data.transforms import Augmentation
+from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
+from calseg_cli.engine.infer import predict
+from calseg_cli.engine.interrupt import stop_on_signals
+from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.train import Plan
+from calseg_cli.errors import DataError
+from calseg_cli.methods.source import Source, inverse_frequency_weights
+from calseg_cli.metrics.scores import read_scores
+from calseg_cli.networks.build import build_network
+from calseg_cli.stages.domains import open_domain, source_classes
+from calseg_cli.stages.measuring import measure
+from calseg_cli.stages.networks import network_facts
+from calseg_cli.stages.run_folder import LOG, NETWORK, claim, release, run_folder
+from calseg_cli.stages.tally_file import write_tally
+from calseg_cli.stages.training import StageFolder, run_loop
+
+OUT_OF_MEMORY = "lower --batch-size (and raise --accumulate), set a smaller source.size or crop, or --amp bf16"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training stage leaves: its network, and the scores of the last validation."""
+
+    network: Path
+    log: Path
+    scores: Mapping[str, Any]
+    steps: int
+
+
+def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progress) -> Trained:
+    """Train the configured network on the source's train split.
+
+    Validates on the source's val split where there is one. Every error a user can cause is raised before the first
+    step where it can be known then.
+    """
+    config, options = resolved.config, resolved.config.pretrain
+    folder = run_folder(resolved).pretrain
+    layout = source_classes(resolved)
+    domain = open_domain(resolved, "source")
+    training = domain.dataset("train", with_labels=True)
+    validation = _validation(domain.dataset, progress)
+    device = choose_device(config.device)
+    if claim(folder, resume=resume, force=force):
+        progress.note(f"{folder} is finished already; nothing to do")
+        return _finished(folder)
+    seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
+    network = build_network(
+        config.network.name, len(layout.class_names), init=config.network.init, options=config.network.options
+    )
+    method = Source(network, class_weights=_class_weights(options, training), label_smoothing=options.label_smoothing)
+    stream = TrainStream(
+        training,
+        None,
+        batch_size=options.batch_size,
+        augmentation=augmentation(options),
+        seed=config.seed,
+        workers=config.workers,
+    )
+    stage = StageFolder(
+        folder,
+        {
+            "stage": "pretrain",
+            **network_facts(config.network.name, config.network.options, layout),
+            "config": resolved.to_dict(),
+            "provenance": provenance(sys.argv, seed=config.seed, config_digest=resolved.digest, device=str(device)),
+        },
+        resolved,
+        may_change=(
+            "pretrain.steps",
+            "pretrain.log_every",
+            "pretrain.validate_every",
+            "pretrain.checkpoint_every",
+            "pretrain.keep",
+            "adapt.",
+        ),
+    )
+    validate = _validator(validation, stage, device, resolved, progress) if validation is not None else None
+    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+        run_loop(
+            stage,
+            method,
+            stream,
+            plan(options),
+            resume=resume,
+            device=device,
+            validate=validate,
+            keep_all=options.keep == "all",
+            progress=progress,
+            stop=stop,
+            command="calseg pretrain",
+        )
+    release(folder)
+    return _finished(folder)
+
+
+def plan(options: Pretrain) -> Plan:
+    """The loop's plan from the configuration's section."""
+    return Plan(
+        steps=options.steps,
+        optimizer=options.optimizer,
+        lr=options.lr,
+        head_lr=options.head_lr,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        schedule=options.schedule,
+        power=options.power,
+        warmup_steps=options.warmup_steps,
+        clip_norm=options.clip_norm,
+        accumulate=options.accumulate,
+        amp=options.amp,
+        channels_last=options.channels_last,
+        log_every=options.log_every,
+        validate_every=options.validate_every,
+        checkpoint_every=options.checkpoint_every,
+    )
+
+
+def augmentation(options: Pretrain) -> Augmentation:
+    """The loader's augmentation from the configuration's section."""
+    augment = options.augment
+    return Augmentation(
+        scale=augment.scale,
+        crop=augment.crop,
+        flip=augment.flip,
+        color=augment.color,
+        color_strength=augment.color_strength,
+        blur=augment.blur,
+    )
+
+
+def _validation(dataset: Any, progress: Progress) -> SegmentationDataset | None:
+    try:
+        found: SegmentationDataset = dataset("val", with_labels=True)
+    except DataError as error:
+        progress.note(f"no validation while training: {error.message}")
+        return None
+    return found
+
+
+def _class_weights(options: Pretrain, dataset: SegmentationDataset) -> torch.Tensor | None:
+    weights = options.class_weights
+    if weights == "none":
+        return None
+    if not isinstance(weights, str):
+        return torch.tensor(weights, dtype=torch.float32)
+    pixels = torch.from_numpy(dataset.count_pixels())
+    return inverse_frequency_weights(pixels, power=0.5 if weights == "sqrt-inverse" else 1.0)
+
+
+def _validator(
+    dataset: SegmentationDataset, stage: StageFolder, device: torch.device, resolved: Resolved, progress: Progress
+) -> Any:
+    """Measure on the labelled source validation split, and keep the counts beside the step's checkpoint."""
+    options = resolved.config.evaluate
+
+    def validate(network: nn.Module, step: int) -> Mapping[str, Any]:
+        network.eval()
+        predictions = predict(
+            network,  # type: ignore[arg-type]
+            evaluation_samples(dataset, resolved.config.workers),
+            device=device,
+        )
+        tally = measure(predictions, len(dataset), dataset.num_classes, edges=options.edges, progress=progress)
+        scores = read_scores(tally, bins=options.bins, class_names=dataset.layout.class_names)
+        if resolved.config.pretrain.keep == "all":
+            meta = {
+                "classes": {**stage.facts["classes"], "ignore": IGNORE},
+                "protocol": {"domain": "source", "split": "val", "step": step, "edges": options.edges},
+                "provenance": stage.facts["provenance"],
+            }
+            write_tally(stage.path / "checkpoints" / f"step-{step:06d}.h5", tally, meta, force=True)
+        shown = {name: getattr(scores, name) for name in ("miou", "macc", "ece", "signed_gap", "nll")}
+        progress.note(f"step {step}: source val mIoU {scores.miou:.3f}, ECE {scores.ece:.4f}, NLL {scores.nll:.3f}")
+        return shown
+
+    return validate
+
+
+def _finished(folder: Path) -> Trained:
+    facts = read_facts(folder / NETWORK)
+    return Trained(folder / NETWORK, folder / LOG, facts.get("scores", {}), int(facts["step"]))

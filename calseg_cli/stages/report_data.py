@@ -1,0 +1,117 @@
+"""Owns turning counts and pictures into what a report draws: plain numbers and arrays, no tensors."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from calseg_cli.data.catalog import IGNORE
+from calseg_cli.engine.infer import Prediction
+from calseg_cli.metrics.calibration import reliability, sum_bins
+from calseg_cli.metrics.scores import ImageScores, Scores
+from calseg_cli.metrics.tally import Tally
+from calseg_cli.report.data import ClassRow, ConfidenceHistogram, ImageExample, Reliability, ReportData, Role
+from calseg_cli.report.pictures import colorize
+from calseg_cli.stages.pictures import decide
+from calseg_cli.stages.roads import Road
+
+_HISTOGRAM_BINS = 50
+
+
+def report_data(
+    road: Road, tally: Tally, scores: Scores, meta: Mapping[str, Any], *, bins: int, title: str, examples: int
+) -> ReportData:
+    """Everything a report says of one evaluation, with `examples` pictures of the best, median and worst images each.
+
+    The pictures' predictions come by the same road again: a few images cost less than keeping all of them.
+    """
+    provenance = meta["provenance"]
+    return ReportData(
+        title=title,
+        subtitle=f"{scores.num_images} images, {scores.num_valid:,} labelled pixels",
+        scores={name: value for name, value in vars(scores).items() if isinstance(value, float)},
+        convention=scores.convention,
+        protocol=meta["protocol"],
+        provenance=provenance,
+        reliability=_reliability(tally, bins),
+        class_names=road.class_names,
+        classes=_class_rows(road, scores),
+        confusion=tally.confusion,
+        examples=list(_examples(road, scores, examples)),
+        images=[
+            {"id": r.id, "miou": r.miou, "ece": r.ece, "accuracy": r.accuracy, "confidence": r.confidence}
+            for r in scores.images
+        ],
+        confidence_histogram=_histogram(tally),
+        command=str(provenance["command"]),
+    )
+
+
+def _reliability(tally: Tally, bins: int) -> Reliability:
+    curve = reliability(tally.by_predicted, bins)
+    return Reliability(curve.lower, curve.upper, curve.count, curve.confidence, curve.accuracy)
+
+
+def _class_rows(road: Road, scores: Scores) -> list[ClassRow]:
+    return [
+        ClassRow(
+            name=row.name,
+            color=color,
+            pixels=row.pixels,
+            iou=row.iou,
+            accuracy=row.accuracy,
+            ece=row.ece,
+            predicted_pixels=row.predicted_pixels,
+            mean_confidence=row.confidence,
+            precision=row.precision,
+        )
+        for row, color in zip(scores.classes, road.palette, strict=True)
+        if row.evaluated
+    ]
+
+
+def _histogram(tally: Tally) -> ConfidenceHistogram:
+    sums = sum_bins(*tally.by_predicted.arrays(), _HISTOGRAM_BINS)
+    edges = np.arange(_HISTOGRAM_BINS + 1) / _HISTOGRAM_BINS
+    return ConfidenceHistogram(edges[:-1], edges[1:], sums.correct, sums.count - sums.correct)
+
+
+def _examples(road: Road, scores: Scores, number: int) -> Iterator[ImageExample]:
+    chosen = choose_examples(scores.images, number)
+    place = {item.id: index for index, item in enumerate(road.dataset.items)}
+    rows = {row.id: row for row in scores.images}
+    roles = {name: role for role, names in chosen.items() for name in names}
+    for prediction in road.stream([place[name] for name in roles]):
+        yield _example(road, prediction, rows[prediction.id], roles[prediction.id])
+
+
+def choose_examples(images: tuple[ImageScores, ...], number: int) -> dict[Role, list[str]]:
+    """The ids of the best, the middle and the worst images by mIoU, `number` each; no image twice, best ones first."""
+    known = [row for row in images if not math.isnan(row.miou)]
+    ordered = [row.id for row in sorted(known, key=lambda row: (-row.miou, row.id))]
+    number = min(number, len(ordered) // 3) if len(ordered) >= 3 else min(number, 1, len(ordered))
+    best = ordered[:number]
+    worst = [name for name in ordered[::-1][:number] if name not in best]
+    middle = (len(ordered) - number) // 2
+    median = [name for name in ordered[middle : middle + number] if name not in best and name not in worst]
+    return {"best": best, "median": median, "worst": worst}
+
+
+def _example(road: Road, prediction: Prediction, row: ImageScores, role: Role) -> ImageExample:
+    assert prediction.label is not None
+    classes, confidence = decide(prediction)
+    ignored = prediction.label == IGNORE
+    return ImageExample(
+        id=row.id,
+        role=role,
+        miou=row.miou,
+        ece=row.ece,
+        accuracy=row.accuracy,
+        image=road.dataset.read_image(prediction.id),
+        label_colors=colorize(prediction.label, road.palette, IGNORE),
+        prediction_colors=colorize(classes, road.palette, IGNORE),
+        confidence=confidence,
+        wrong=(classes != prediction.label) & ~ignored,
+        ignored=ignored,
+    )

@@ -1,0 +1,119 @@
+"""Owns the two roads to the same numbers: logits streamed from a network, and logits read from an artifact."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from calseg_cli.artifacts.reader import Artifact, open_artifact
+from calseg_cli.config import Predict
+from calseg_cli.data.dataset import SegmentationDataset
+from calseg_cli.data.loader import evaluation_samples
+from calseg_cli.engine.infer import Prediction, Views, predict
+from calseg_cli.errors import ArtifactError, DataError
+from calseg_cli.stages.networks import LoadedNetwork
+
+
+class Road(Protocol):
+    """A source of predictions for the images of a dataset."""
+
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    dataset: SegmentationDataset
+    protocol: dict[str, Any]
+    parents: dict[str, str]
+
+    def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
+        """Predictions of all images in their order, or of those picked."""
+
+
+class NetworkRoad:
+    """Predictions computed now."""
+
+    def __init__(
+        self,
+        loaded: LoadedNetwork,
+        dataset: SegmentationDataset,
+        options: Predict,
+        *,
+        device: torch.device,
+        amp: str = "off",
+        workers: int = 0,
+    ) -> None:
+        self.class_names, self.palette = loaded.class_names, loaded.palette
+        self.dataset, self._network, self._device = dataset, loaded.network, device
+        self._views = Views(tuple(options.scales), options.flip)
+        self._options, self._workers, self._amp = options, workers, amp
+        self.parents = {"checkpoint": loaded.digest}
+        self.protocol = {
+            "network_input": f"{dataset.size[0]}x{dataset.size[1]}" if dataset.size else "the image's own size",
+            "grid": f"logits at stride {loaded.network.stride}, bilinear to the label's full size"
+            f"{', align_corners' if loaded.network.align_corners else ''}",
+            "values": self._views.describe(),
+            "stored_as": options.logits_dtype,
+            "scales": list(self._views.scales),
+            "flip": self._views.flip,
+            "amp": amp,
+            "temperature": None,
+            "network": str(loaded.checkpoint.facts.get("stage", "unknown")),
+            "weights": "student",
+        }
+
+    def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
+        """Compute them, one image at a time, so that no neighbour changes a result."""
+        chosen = self.dataset if indices is None else self.dataset.subset(indices)
+        return predict(
+            self._network,
+            evaluation_samples(chosen, self._workers),
+            device=self._device,
+            views=self._views,
+            dtype=self._options.logits_dtype,
+            amp=self._amp,
+        )
+
+
+class ArtifactRoad:
+    """Predictions read from a logits artifact; labels come from the dataset."""
+
+    def __init__(self, path: Path, dataset: SegmentationDataset) -> None:
+        self.artifact = open_artifact(path, "logits")
+        self.dataset = dataset
+        self.class_names = tuple(self.artifact.class_names)
+        self.palette = palette_of(self.artifact)
+        self.protocol = dict(self.artifact.meta["protocol"])
+        self.parents = {"logits": self.artifact.digest}
+        self._check_images()
+
+    def _check_images(self) -> None:
+        missing = [item.id for item in self.dataset.items if item.id not in self.artifact]
+        if missing:
+            raise ArtifactError(
+                f"{self.artifact.path} lacks {len(missing)} of the {len(self.dataset.items)} images, such as "
+                f"{missing[0]!r}",
+                "was it made from another split, or with --max-items? Give the same to both commands",
+            )
+
+    def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
+        """Read them in the dataset's order."""
+        for index in range(len(self.dataset)) if indices is None else indices:
+            item = self.dataset.items[index]
+            geometry = self.artifact.geometry(item.id)
+            label = self.dataset.read_label(index)
+            if label is not None and label.shape != geometry.out_hw:
+                raise DataError(
+                    f"the label of {item.id} is {label.shape[0]}x{label.shape[1]}, but its logits were made for "
+                    f"{geometry.out_hw[0]}x{geometry.out_hw[1]}",
+                    "use the dataset that the logits were made from",
+                )
+            yield Prediction(item.id, torch.from_numpy(self.artifact.item(item.id, "logits")), geometry, label)
+
+
+def palette_of(artifact: Artifact) -> tuple[tuple[int, int, int], ...]:
+    """The palette an artifact was written with."""
+    return tuple((int(r), int(g), int(b)) for r, g, b in artifact.meta["classes"]["palette"])
+
+
+def classes_table(names: Iterable[str], palette: Iterable[Sequence[int]], ignore: int) -> dict[str, Any]:
+    """The `classes` table of an artifact."""
+    return {"names": list(names), "palette": [list(color) for color in palette], "ignore": ignore}

@@ -1,0 +1,123 @@
+"""Owns where a run keeps its results: numbered folders in the order of work, and how a later stage finds an earlier."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from calseg_cli.config import Resolved
+from calseg_cli.errors import ArtifactError, disk_errors
+
+NETWORK = "network.safetensors"
+RESUME = "resume.safetensors"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """RUNS/NAME with one folder a stage."""
+
+    root: Path
+
+    @property
+    def pretrain(self) -> Path:
+        """Supervised training on the source."""
+        return self.root / "1-pretrain"
+
+    def adapt(self, method: str) -> Path:
+        """Adaptation by one method."""
+        return self.root / f"4-adapt-{method}"
+
+    @property
+    def predict(self) -> Path:
+        """Logits artifacts and pictures."""
+        return self.root / "5-predict"
+
+    @property
+    def evaluate(self) -> Path:
+        """Reports."""
+        return self.root / "6-evaluate"
+
+    def networks(self) -> list[Path]:
+        """Every finished network of the run, the most recently written first."""
+        found = [self.pretrain / NETWORK, *self.root.glob(f"4-adapt-*/{NETWORK}")]
+        return sorted((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def run_folder(resolved: Resolved) -> RunFolder:
+    """The run's folder as the configuration names it."""
+    return RunFolder(resolved.config.runs / resolved.config.name)
+
+
+def find_network(run: RunFolder, asked: str | None) -> Path:
+    """The checkpoint to use: a path, a stage's short name such as "pretrain" or "adapt-adabn", or the run's newest.
+
+    Raises ArtifactError when there is none, saying which there are.
+    """
+    if asked is None:
+        newest = run.networks()
+        if not newest:
+            raise ArtifactError(
+                f"no trained network in {run.root}", "run `calseg pretrain` first, or name one with --checkpoint"
+            )
+        return newest[0]
+    path = Path(asked)
+    named = [found for found in run.networks() if found.parent.name.partition("-")[2] == asked]
+    if path.is_dir() and (path / NETWORK).exists():
+        return path / NETWORK
+    if path.exists() or not named:
+        return _existing(path, run)
+    return named[0]
+
+
+def _existing(path: Path, run: RunFolder) -> Path:
+    if path.is_file():
+        return path
+    short = [found.parent.name.partition("-")[2] for found in run.networks()]
+    known = f"this run has {', '.join(short)}" if short else f"{run.root} holds no network yet"
+    raise ArtifactError(f"there is no checkpoint {path}", known)
+
+
+def short_name(checkpoint: Path, run: RunFolder) -> str:
+    """How results of that network are called: the stage within the run, else the file's own name."""
+    if checkpoint.name == NETWORK and checkpoint.parent.parent == run.root:
+        return checkpoint.parent.name.partition("-")[2]
+    if checkpoint.parent.name == "checkpoints":
+        return f"{checkpoint.parent.parent.name.partition('-')[2]}-{checkpoint.stem}"
+    return checkpoint.parent.name if checkpoint.name == NETWORK else checkpoint.stem
+
+
+def claim(folder: Path, *, resume: bool, force: bool, finished: str = NETWORK) -> bool:
+    """Make a stage's folder ready; True when its result is there already and `resume` has nothing left to do.
+
+    Never destroys a whole result before the new one is whole: `force` sets it aside until `release`. Raises
+    ArtifactError where a result or an unfinished run would be lost without `resume` or `force`.
+    """
+    whole, begun = (folder / finished).exists(), (folder / RESUME).exists()
+    if resume and whole:
+        return True
+    if (whole or begun) and not resume and not force:
+        state = "holds a finished run" if whole else "holds an unfinished run"
+        raise ArtifactError(f"{folder} {state}", "--resume goes on with it, --force starts anew, name: starts another")
+    with disk_errors(folder):
+        if force and not resume and folder.exists():
+            _set_aside(folder, whole=whole)
+        folder.mkdir(parents=True, exist_ok=True)
+    return False
+
+
+def _set_aside(folder: Path, *, whole: bool) -> None:
+    aside = _aside(folder)
+    if whole:
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    else:
+        shutil.rmtree(folder)
+
+
+def release(folder: Path) -> None:
+    """The new result is whole: forget the one that was set aside."""
+    shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".replaced")

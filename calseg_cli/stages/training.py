@@ -1,0 +1,161 @@
+"""Owns what pretrain and adapt share: a stage folder's log, states and checkpoints around the loop."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calseg_cli.artifacts.whole_file import write_whole
+from calseg_cli.config import Resolved
+from calseg_cli.engine.checkpoint import read_checkpoint, write_checkpoint
+from calseg_cli.engine.interrupt import StopRequest
+from calseg_cli.engine.method import Method
+from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.train import Hooks, Plan, State, Stream, train
+from calseg_cli.errors import ArtifactError, disk_errors
+from calseg_cli.stages.run_folder import LOG, NETWORK, RESUME
+
+Validate = Callable[[nn.Module, int], Mapping[str, Any]]
+_FREE_TO_CHANGE = ("runs", "name", "device", "workers", "threads", "predict.", "evaluate.", "target.")
+
+
+@dataclass
+class StageFolder:
+    """A training stage's files: log.jsonl, resume.safetensors, checkpoints/, config.yaml, network.safetensors."""
+
+    path: Path
+    facts: Mapping[str, Any]
+    resolved: Resolved
+    may_change: tuple[str, ...] = ()
+    _log: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin(self, *, resume: bool) -> State | None:
+        """The state to go on from, or None at a fresh start. Raises ArtifactError when the configuration changed."""
+        state_file = self.path / RESUME
+        if not resume or not state_file.exists():
+            write_whole(self.path / "config.yaml", self.resolved.dump_yaml(with_sources=False))
+            (self.path / LOG).unlink(missing_ok=True)
+            return None
+        checkpoint = read_checkpoint(state_file)
+        self._refuse_changes(checkpoint.facts["config"])
+        assert checkpoint.state is not None
+        self._cut_log(int(checkpoint.state["step"]))
+        return checkpoint.state
+
+    def _refuse_changes(self, before: Mapping[str, Any]) -> None:
+        old, new = _leaves(before), _leaves(self.resolved.to_dict())
+        free = (*_FREE_TO_CHANGE, *self.may_change)
+        changed = [
+            f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key) and not key.startswith(free)
+        ]
+        if changed:
+            raise ArtifactError(
+                f"{self.path / RESUME} was begun with another configuration: {'; '.join(changed)}",
+                "take the change back, or start anew with --force or another name",
+            )
+
+    def _cut_log(self, step: int) -> None:
+        """Forget what was logged after the state that is resumed: it will happen again."""
+        log = self.path / LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        kept = [line for line in lines if _is_whole(line) and json.loads(line).get("step", 0) <= step]
+        write_whole(log, "".join(f"{line}\n" for line in kept))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one line of JSON."""
+        with disk_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(_nan_to_null(record)) + "\n")
+
+    def save(self, step: int, network: nn.Module, state: State) -> None:
+        """Write the resumable state in place of the one before."""
+        write_checkpoint(self.path / RESUME, {}, {**self.facts, "kind": "training-state", "step": step}, state)
+
+    def keep(self, step: int, network: nn.Module, scores: Mapping[str, Any]) -> Path:
+        """Write this step's network and its scores among the checkpoints."""
+        path = self.path / "checkpoints" / f"step-{step:06d}.safetensors"
+        self._write_network(path, step, network, scores)
+        return path
+
+    def finish(self, step: int, network: nn.Module, scores: Mapping[str, Any] | None) -> Path:
+        """Write the stage's result and remove the resumable state."""
+        path = self.path / NETWORK
+        self._write_network(path, step, network, scores)
+        (self.path / RESUME).unlink(missing_ok=True)
+        return path
+
+    def _write_network(self, path: Path, step: int, network: nn.Module, scores: Mapping[str, Any] | None) -> None:
+        facts = {**self.facts, "kind": "network", "step": step, "scores": _nan_to_null(scores or {})}
+        write_checkpoint(path, network.state_dict(), facts)
+
+
+def run_loop(
+    folder: StageFolder,
+    method: Method,
+    stream: Stream,
+    plan: Plan,
+    *,
+    resume: bool,
+    device: torch.device,
+    validate: Validate | None,
+    keep_all: bool,
+    progress: Progress,
+    stop: StopRequest,
+    command: str,
+) -> Path:
+    """Train to the end, or leave a resumable state and raise StoppedError with the signal's exit code."""
+
+    def validate_now(step: int) -> Mapping[str, Any]:
+        network = method.deployed()
+        scores = validate(network, step) if validate is not None else {}
+        if scores:
+            folder.log({"event": "validation", "step": step, **scores})
+        if keep_all:
+            folder.keep(step, network, scores)
+        return scores
+
+    hooks = Hooks(
+        log=folder.log,
+        validate=lambda step: void(validate_now(step)),
+        save=lambda step, state: folder.save(step, method, state),
+    )
+    state = folder.begin(resume=resume)
+    done = train(method, stream, plan, device=device, hooks=hooks, progress=progress, stop=stop, state=state)
+    if stop and done < plan.steps:
+        raise stop.error(
+            f"stopped at step {done} of {plan.steps}; everything so far is in {folder.path / RESUME}",
+            f"{command} --resume goes on from there",
+        )
+    scores = validate_now(done)
+    return folder.finish(done, method.deployed(), scores)
+
+
+def void(value: object) -> None:
+    """Forget a value."""
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _is_whole(line: str) -> bool:
+    return line.startswith("{") and line.endswith("}")
+
+
+def _nan_to_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nan_to_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_null(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,54 @@
+"""Owns the options that several commands share, each spelled once: same name, same meaning everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INPUT, OUTPUT, RUNTIME = "Input", "Output", "Runtime"
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Configuration; ./calseg.yaml without it.", rich_help_panel=INPUT),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any key, such as pretrain.lr=1e-4.", rich_help_panel=INPUT),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no hints; errors only.", rich_help_panel=RUNTIME)
+]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text.", rich_help_panel=RUNTIME)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=RUNTIME)]
+
+Name = Annotated[str | None, typer.Option("--name", help="The run's name: results go to RUNS/NAME.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", rich_help_panel=RUNTIME)]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNTIME)
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Processes that read images; 0 reads here.", rich_help_panel=RUNTIME)
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", "-f", help="Replace a result; the old one stays until the new is whole.", rich_help_panel=OUTPUT
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=OUTPUT)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", rich_help_panel=OUTPUT)]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="PATH|STAGE",
+        help="A checkpoint, or a stage of the run such as pretrain or adapt-adabn; the newest without it.",
+        rich_help_panel=INPUT,
+    ),
+]
+Domain = Annotated[str | None, typer.Option("--domain", help="source or target.", rich_help_panel=INPUT)]
+Split = Annotated[str | None, typer.Option("--split", help="train, val or test.", rich_help_panel=INPUT)]
+MaxItems = Annotated[int | None, typer.Option("--max-items", help="Only the first N images.", rich_help_panel=INPUT)]

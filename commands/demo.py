@@ -1,0 +1,31 @@
+"""calseg demo: the main job from beginning to end on the embedded default."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calseg_cli.commands._options import Force
+from calseg_cli.commands._session import Session
+
+
+def demo(
+    session: Session,
+    folder: Annotated[Path, typer.Argument(help="Where to work.")] = Path("calseg-demo"),
+    *,
+    steps: Annotated[int | None, typer.Option(help="Fewer steps are quicker and worse.")] = None,
+    force: Force = False,
+) -> None:
+    """Draw two street domains, train on one, adapt to the other, and report what it did to trust.
+
+    Takes a few minutes on two cores. Example: calseg demo
+    """
+    from calseg_cli.stages.demo import run_demo
+
+    done = run_demo(folder, steps=steps, force=force, progress=session.progress)
+    from calseg_cli.commands._terminal import table
+
+    headers, rows = done.table
+    session.result(done.document, lambda console: console.print(table("", headers, rows)))
+    session.progress.note(f"report: {done.page}")
+    session.next(f"cd {folder} && calseg inspect {done.artifact}")

@@ -1,0 +1,72 @@
+"""calseg evaluate: accuracy and calibration on labelled images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calseg_cli.commands._options import Checkpoint, Device, Domain, MaxItems, Name, Out, Split, Workers
+from calseg_cli.commands._session import Session
+from calseg_cli.errors import ThresholdError
+
+PANEL = "Report"
+
+
+def evaluate(
+    session: Session,
+    *,
+    checkpoint: Checkpoint = None,
+    logits: Annotated[
+        Path | None, typer.Option(help="Measure a logits artifact in place of a network.", rich_help_panel="Input")
+    ] = None,
+    domain: Domain = None,
+    split: Split = None,
+    max_items: MaxItems = None,
+    report: Annotated[str | None, typer.Option(help="ece, iou or full.", rich_help_panel=PANEL)] = None,
+    bins: Annotated[int | None, typer.Option(help="Bins of the ECE.", rich_help_panel=PANEL)] = None,
+    edges: Annotated[
+        str | None, typer.Option(help="right: bins (lo,hi]; left: [lo,hi).", rich_help_panel=PANEL)
+    ] = None,
+    eval_classes: Annotated[
+        int | None, typer.Option(help="13, 16 or 19 of the Cityscapes classes.", rich_help_panel=PANEL)
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also write report.html, one self-contained page.", rich_help_panel=PANEL)
+    ] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV in place of the table.", rich_help_panel=PANEL)] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with 7 if it holds, such as 'ece>0.1'.", rich_help_panel=PANEL),
+    ] = None,
+    name: Name = None,
+    device: Device = None,
+    workers: Workers = None,
+    out: Out = None,
+) -> None:
+    """Measure accuracy and calibration on labelled images, from a network or from a logits artifact.
+
+    Example: calseg eval --report ece
+    """
+    resolved = session.load(
+        {
+            "evaluate.domain": domain,
+            "evaluate.split": split,
+            "evaluate.max_items": max_items,
+            "evaluate.report": report,
+            "evaluate.bins": bins,
+            "evaluate.edges": edges,
+            "evaluate.eval_classes": eval_classes,
+            "evaluate.fail_if": fail_if or None,
+            "evaluate.html": html or None,
+            "name": name,
+            "device": device,
+            "workers": workers,
+        }
+    )
+    from calseg_cli.commands._report import show_evaluation
+    from calseg_cli.stages.evaluate import evaluate as stage
+
+    done = stage(resolved, checkpoint=checkpoint, logits=logits, out=out, progress=session.progress)
+    show_evaluation(session, done, resolved.config.evaluate.report, csv=csv)
+    if done.failed:
+        raise ThresholdError("; ".join(done.failed))

@@ -1,0 +1,63 @@
+"""calseg predict: write a network's logits as an artifact."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calseg_cli.commands._options import Checkpoint, Device, Domain, Force, MaxItems, Name, Out, Split, Workers
+from calseg_cli.commands._session import Session
+
+
+def predict(
+    session: Session,
+    images: Annotated[
+        Path | None, typer.Argument(help="Any folder of images, in place of a split of the configuration.")
+    ] = None,
+    *,
+    checkpoint: Checkpoint = None,
+    domain: Domain = None,
+    split: Split = None,
+    max_items: MaxItems = None,
+    png: Annotated[
+        bool | None, typer.Option("--png", help="Also write label, overlay and confidence pictures.")
+    ] = None,
+    flip: Annotated[bool | None, typer.Option("--flip", help="Average with the mirrored image.")] = None,
+    scales: Annotated[str | None, typer.Option(help="Average over scales, such as 0.75,1,1.25.")] = None,
+    logits_dtype: Annotated[str | None, typer.Option(help="float16 or float32.")] = None,
+    compression: Annotated[str | None, typer.Option(help="gzip or none.")] = None,
+    name: Name = None,
+    device: Device = None,
+    workers: Workers = None,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Write the logits of a split, or of any folder of images, at the network's own stride. No label is opened.
+
+    Example: calseg predict --png
+    """
+    resolved = session.load(
+        {
+            "predict.domain": domain,
+            "predict.split": split,
+            "predict.max_items": max_items,
+            "predict.png": png,
+            "predict.flip": flip,
+            "predict.scales": [float(scale) for scale in scales.split(",")] if scales else None,
+            "predict.logits_dtype": logits_dtype,
+            "predict.compression": compression,
+            "name": name,
+            "device": device,
+            "workers": workers,
+        }
+    )
+    from calseg_cli.stages.predict import predict as stage
+
+    done = stage(resolved, checkpoint=checkpoint, images=images, out=out, force=force, progress=session.progress)
+    if done.pictures is not None:
+        session.progress.note(f"pictures: {done.pictures}")
+    session.result(
+        {"artifact": done.artifact, "pictures": done.pictures, "images": done.images, "digest": done.digest},
+        lambda console: console.print(str(done.artifact), soft_wrap=True),
+    )
+    session.next(f"calseg evaluate --logits {done.artifact}")

@@ -1,0 +1,62 @@
+"""calseg pretrain: train a network on the labelled source domain."""
+
+from typing import Annotated
+
+import typer
+
+from calseg_cli.commands._options import Device, Force, Name, Resume, Seed, Workers
+from calseg_cli.commands._session import Session
+
+PANEL = "Training"
+
+
+def pretrain(
+    session: Session,
+    *,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", rich_help_panel=PANEL)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=PANEL)] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches whose gradients are summed for one step.", rich_help_panel=PANEL)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Encoder's learning rate.", rich_help_panel=PANEL)] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Head's learning rate.", rich_help_panel=PANEL)] = None,
+    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.", rich_help_panel=PANEL)] = None,
+    network: Annotated[
+        str | None, typer.Option(help="tiny, efficientnet-lite0, deeplabv2, segformer or package.module:callable.")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="default, none, imagenet, or a file of weights.")] = None,
+    name: Name = None,
+    seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Train a network on the labelled source domain, and measure its calibration on the way.
+
+    Example: calseg pretrain --steps 600
+    """
+    resolved = session.load(
+        {
+            "pretrain.steps": steps,
+            "pretrain.batch_size": batch_size,
+            "pretrain.accumulate": accumulate,
+            "pretrain.lr": lr,
+            "pretrain.head_lr": head_lr,
+            "pretrain.amp": amp,
+            "network.name": network,
+            "network.init": init,
+            "name": name,
+            "seed": seed,
+            "device": device,
+            "workers": workers,
+        }
+    )
+    from calseg_cli.stages.pretrain import pretrain as stage
+
+    trained = stage(resolved, resume=resume, force=force, progress=session.progress)
+    session.result(
+        {"network": trained.network, "log": trained.log, "steps": trained.steps, "scores": trained.scores},
+        lambda console: console.print(str(trained.network), soft_wrap=True),
+    )
+    session.next("calseg adapt --method adabn")

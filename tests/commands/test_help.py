@@ -1,0 +1,72 @@
+"""Help is quick, complete and true."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from calseg_cli.app import ALIASES, COMMANDS, GROUPS
+
+NAMES = [*COMMANDS, *ALIASES, *(f"{group} {name}" for group, (_, functions) in GROUPS.items() for name in functions)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_and_an_example(name, calseg, tmp_path):
+    for flag in ("--help", "-h"):
+        ran = calseg(*name.split(), flag, cwd=tmp_path)
+        assert ran.code == 0
+    text = " ".join(ran.out.split())
+    assert f"Example: calseg {name.split()[0]}" in text or name in ALIASES
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_help_loads_neither_torch_nor_pydantic_models(name):
+    code = (
+        "import sys\nfrom calseg_cli.app import app\n"
+        f"try:\n    app({[*name.split(), '--help']!r}, prog_name='calseg')\n"
+        "except SystemExit:\n    pass\n"
+        "print('LOADED', [m for m in ('torch', 'h5py', 'numpy', 'matplotlib', 'PIL', 'yaml') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("LOADED []")
+
+
+def fastest(code: str, repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_help_takes_at_most_twice_a_bare_import():
+    bare = fastest("import typer, rich")
+    ours = fastest("import sys; sys.argv = ['calseg', '--help']; from calseg_cli.app import main; main()")
+    assert ours <= 2 * bare + 0.05, (ours, bare)
+
+
+def test_commands_are_named_after_their_files():
+    folder = Path(__file__).parent.parent.parent / "commands"
+    files = {path.stem for path in folder.glob("[a-z]*.py")}
+    assert {name.replace("-", "_") for name in [*COMMANDS, *GROUPS]} == files
+
+
+def test_docs_name_every_command(repository):
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (repository / "docs").glob("*.md"))
+    for name in COMMANDS:
+        assert re.search(rf"calseg {name}\b", text), name
+
+
+def test_no_arguments_print_help(calseg, tmp_path):
+    ran = calseg(cwd=tmp_path)
+    assert "Usage" in ran.out + ran.err
+
+
+def test_version_names_what_matters(calseg, tmp_path):
+    ran = calseg("--version", cwd=tmp_path)
+    assert ran.code == 0
+    assert {"calseg", "python", "torch", "h5py"} <= {line.split()[0] for line in ran.out.splitlines()}

@@ -1,0 +1,39 @@
+"""A tiny network and batches for the methods."""
+
+import pytest
+import torch
+from torch import nn
+
+from calseg_cli.data.loader import Batch
+
+
+class Small(nn.Module):
+    """Encoder with batch norm, head without; stride 2."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.num_classes, self.stride, self.divisor, self.align_corners, self.name = num_classes, 2, 1, False, "small"
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, num_classes, 1)
+
+    def forward(self, images):
+        return self.head(self.encoder(images))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture
+def make_batch():
+    def make(step: int = 0, size: int = 4, *, ignore: float = 0.1) -> Batch:
+        generator = torch.Generator().manual_seed(step)
+        images = torch.rand(size, 3, 16, 20, generator=generator)
+        labels = (images.argmax(dim=1) + 0).long()
+        labels[torch.rand(labels.shape, generator=generator) < ignore] = 255
+        ids = tuple(f"{step}-{n}" for n in range(size))
+        return Batch(step, images, labels, images + 1, ids, ids)
+
+    return make
