@@ -105,12 +105,18 @@ def build() -> typer.Typer:
     return app
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show versions and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _show_version(asked: bool) -> None:
+    if asked:
         sys.stdout.write(version_text())
         raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show versions and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
 
 
 app = build()

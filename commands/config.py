@@ -32,4 +32,4 @@ def schema(session: Session) -> None:
 
     from calseg_cli.config import json_schema
 
-    sys.stdout.write(json_schema() if isinstance(json_schema(), str) else "")
+    sys.stdout.write(json_schema())

@@ -18,6 +18,7 @@ def init(
     sample: Annotated[
         str | None, typer.Option(help="One of the shipped configurations, such as camvid_day_to_dusk.")
     ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every key, with its meaning and default.")] = False,
     force: Force = False,
 ) -> None:
     """Write a commented calseg.yaml to start from, or one of the shipped ones.
@@ -31,7 +32,7 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "--force replaces it")
     if sample is None:
-        write_template(path)
+        write_template(path, "full" if full else "start")
     else:
         write_whole(path, _sample(sample))
     session.result({"config": path}, lambda console: console.print(str(path), soft_wrap=True))

@@ -43,7 +43,7 @@ def predict(
             "predict.max_items": max_items,
             "predict.png": png,
             "predict.flip": flip,
-            "predict.scales": [float(scale) for scale in scales.split(",")] if scales else None,
+            "predict.scales": _numbers(scales) if scales else None,
             "predict.logits_dtype": logits_dtype,
             "predict.compression": compression,
             "name": name,
@@ -61,3 +61,15 @@ def predict(
         lambda console: console.print(str(done.artifact), soft_wrap=True),
     )
     session.next(f"calseg evaluate --logits {done.artifact}")
+
+
+def _numbers(text: str) -> list[float | str]:
+    """The parts between commas; what is no number stays text, for the configuration to complain about."""
+    return [_number(part.strip()) for part in text.split(",")]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -53,9 +53,7 @@ def test_wheel_holds_everything_and_no_top_level_commands(wheel):
 @pytest.mark.slow
 def test_installed_wheel_runs_elsewhere(wheel, tmp_path):
     target = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheel], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", target, wheel], check=True)
     done = subprocess.run(
         [sys.executable, "-c", "import calseg_cli; print(calseg_cli.__file__); from calseg_cli.app import main; main()",
          "--help"],

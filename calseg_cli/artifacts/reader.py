@@ -72,6 +72,11 @@ class Artifact:
         number = self._number(name)
         return Geometry.from_attrs({key: column[number] for key, column in self._index.items()})
 
+    def image_digest(self, name: str) -> str:
+        """The digest of the image file that the item was made from; empty where it was not recorded."""
+        column = self._index.get("image_digest")
+        return str(column[self._number(name)]) if column is not None else ""
+
     def item(self, name: str, key: str) -> Array:
         """One array of one image. Raises ArtifactError where it is missing or damaged."""
         return self._read(f"items/{self._number(name):06d}/{key}")

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from errno import ENOSPC
+from os import strerror
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +24,7 @@ from calseg_cli.errors import ArtifactError, CalsegError, disk_errors
 
 Array = NDArray[Any]
 _CHUNK_BYTES = 512 * 1024  # h5py's guidance is 10 KiB to 1 MiB
+_SPARE = 2 * 1024**2  # bytes that must stay free: HDF5 cannot even close a file on a full disk
 _JSON_LIMIT = 60_000  # HDF5 keeps attributes of up to 64 KiB in the object header
 
 
@@ -57,6 +61,7 @@ class ArtifactWriter:
     def __enter__(self) -> Self:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._need_space(0)
             self._file = h5py.File(self.partial, "w")
             self._file.attrs.update(
                 {
@@ -86,19 +91,25 @@ class ArtifactWriter:
         self._close()
         self.partial.unlink(missing_ok=True)
 
-    def add_item(self, name: str, arrays: Mapping[str, Array], geometry: Geometry | None = None) -> None:
-        """Write one image's arrays. Raises ArtifactError for a second item of that name or values out of range."""
+    def add_item(
+        self, name: str, arrays: Mapping[str, Array], geometry: Geometry | None = None, *, image_digest: str = ""
+    ) -> None:
+        """Write one image's arrays, and the digest of the image file that they were made from.
+
+        Raises ArtifactError for a second item of that name or values out of range, DiskFullError before the disk is.
+        """
         if name in self._seen:
             raise ArtifactError(f"{self.path.name}: the item {name!r} is there already", "give images distinct ids")
         if self._kind.has_geometry and geometry is None:
             raise ValueError(f"an item of kind {self._kind.name} needs its geometry")
         with disk_errors(self.path), _hdf5_errors(self.path):
+            self._need_space(sum(array.nbytes for array in arrays.values()))
             group = self._open_file().create_group(f"items/{len(self._index):06d}")
             digests = [
                 f"{key}={self._write(group, key, arrays[key], chunked=True)}" for key in self._check(name, arrays)
             ]
             group.attrs["id"] = name
-            facts = geometry.to_attrs() if geometry else {}
+            facts = {"image_digest": image_digest, **(geometry.to_attrs() if geometry else {})}
             group.attrs.update(facts)
             self._open_file().flush()
         self._seen.add(name)
@@ -119,6 +130,7 @@ class ArtifactWriter:
     def add_array(self, name: str, array: Array) -> None:
         """Write an array that belongs to the whole artifact, such as a histogram."""
         with disk_errors(self.path), _hdf5_errors(self.path):
+            self._need_space(array.nbytes)
             self._arrays[name] = self._write(self._open_file().require_group("arrays"), name, array, chunked=False)
 
     def _write(self, group: h5py.Group, name: str, array: Array, *, chunked: bool) -> str:
@@ -151,6 +163,11 @@ class ArtifactWriter:
             sync(self.partial)
             self.partial.replace(self.path)
             sync(self.path.parent)
+
+    def _need_space(self, size: int) -> None:
+        """Raise the error of a full disk before HDF5 meets one: it would take the process with it."""
+        if shutil.disk_usage(self.path.parent).free < size + _SPARE:
+            raise OSError(ENOSPC, strerror(ENOSPC))
 
     def _open_file(self) -> h5py.File:
         if self._file is None:

@@ -44,7 +44,9 @@ class Complaint:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+        """One line, whatever characters the user's words hold."""
+        line = f"{self.place}: {self.text}"
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 class Draft:

@@ -64,7 +64,7 @@ def _by_processes(read: Callable[[int], T], keys: Sequence[int], workers: int) -
             raise
         raise CalsegError(
             "a process that reads images was killed, most likely because memory ran out",
-            "set fewer workers (0 reads in a thread), a smaller size or a smaller batch; `--resume` goes on",
+            "set fewer workers (0 reads in a thread), a smaller size or a smaller batch",
         ) from error
 
 

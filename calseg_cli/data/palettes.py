@@ -1,29 +1,33 @@
 """Owns the colours that classes are drawn in where a dataset brings none."""
 
-import colorsys
+from functools import cache
+
+import numpy as np
 
 Color = tuple[int, int, int]
-_GOLDEN = 0.6180339887498949  # successive multiples, modulo 1, keep far from all before them
-_SHADES = ((0.75, 0.95), (0.95, 0.65), (0.45, 0.85), (0.65, 0.45), (0.9, 0.8))
+_LEVELS = (30, 65, 100, 135, 170, 205, 240)
+_DARKEST = 200  # sum of the three: further down a colour looks like the black of what is ignored
+_FIRST = (65, 100, 170)
+_EYE = np.array([2.0, 4.0, 3.0])  # how much a difference in red, green and blue is seen
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
     """`count` distinct colours, the same for every call; a shorter palette is the beginning of a longer one.
 
-    >>> default_palette(2)
-    ((242, 61, 61), (8, 48, 166))
+    >>> default_palette(3)
+    ((65, 100, 170), (240, 240, 30), (240, 30, 30))
     """
-    colors: list[Color] = []
-    number = 0
-    while len(colors) < count:
-        color = _color(number)
-        number += 1
-        if color not in colors:
-            colors.append(color)
-    return tuple(colors)
+    return _palette()[:count]
 
 
-def _color(number: int) -> Color:
-    saturation, value = _SHADES[number % len(_SHADES)]
-    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1.0, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
+@cache
+def _palette() -> tuple[Color, ...]:
+    """All colours of a lattice, each the farthest from those before it."""
+    lattice = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing="ij"), axis=-1).reshape(-1, 3)
+    lattice = lattice[lattice.sum(axis=1) >= _DARKEST]
+    chosen = [np.array(_FIRST)]
+    distance = np.full(len(lattice), np.inf)
+    for _ in range(len(lattice) - 1):
+        distance = np.minimum(distance, ((lattice - chosen[-1]) ** 2 * _EYE).sum(axis=1))
+        chosen.append(lattice[int(distance.argmax())])
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in chosen)

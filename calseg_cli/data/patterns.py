@@ -32,8 +32,8 @@ def pattern_fault(pattern: str) -> str | None:
     faults = {
         "has a brace without its partner": "{" in literal or "}" in literal,
         f"has the field {{{named[0] if named else ''}}}, which is not a name": bool(named),
-        "captures nothing: write {path} or a {name} where image names differ": not pattern_fields(pattern),
         "has a *: write {path} or a {name} instead (.* may only stand at the end)": "*" in literal,
+        "captures nothing: write {path} or a {name} where image names differ": not pattern_fields(pattern),
         "must be relative to root": PurePosixPath(pattern).is_absolute() or ":" in literal,
         "may not leave root through ..": ".." in PurePosixPath(pattern).parts,
         "has a backslash: write / on every system": "\\" in literal,

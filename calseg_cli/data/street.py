@@ -11,9 +11,8 @@ ROAD, MARKING, SIDEWALK, BUILDING, VEGETATION, SKY, POLE, SIGN, CAR, PERSON = ra
 HEIGHT, WIDTH = 96, 160
 FAR = 250.0  # metres: the end of the street; the sky counts as this far
 
-_OVERSAMPLING = 2  # drawn finer than stored, so that edges are soft in the image and crisp in the label
+_OVERSAMPLING = 2  # drawn finer than stored, so that edges are soft in the image and crisp in the label; see _reduced
 _NEAR = 1.2
-_GROUND = (ROAD, MARKING, SIDEWALK)
 # Strength of the fine and of the coarse texture laid over each class, in grey levels.
 _TEXTURE = np.array([(5, 7), (3, 3), (7, 6), (4, 6), (17, 15), (1, 6), (3, 2), (2, 2), (3, 4), (6, 6)], np.float32)
 
@@ -61,8 +60,11 @@ class _Canvas:
         return [(colors, _whole(color)), (labels, label), (metres, float(z))]
 
     def polygon(self, points: Sequence[Point], color: Color, label: int, z: float) -> None:
+        across, down = zip(*points, strict=True)
+        if max(across) < 0 or min(across) > self.size[0] or max(across) - min(across) < 0.7 or max(down) < 0:
+            return  # nothing of it would be seen
         for pen, fill in self._inks(color, label, z):
-            pen.polygon(list(points), fill=fill)
+            pen.polygon(points, fill=fill)
 
     def ellipse(self, x: float, y: float, z: float, radii: Point, color: Color, label: int) -> None:
         u, v = self.camera.project(x, y, z)
@@ -115,9 +117,9 @@ def _sky(canvas: _Canvas) -> None:
     width, height = canvas.size
     zenith, horizon = _near(canvas.rng, (118, 160, 214), 22), _near(canvas.rng, (205, 216, 226), 16)
     shades = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
-    sky = np.asarray(zenith) * (1 - shades) + np.asarray(horizon) * shades
-    clouds = _smooth_noise(canvas.rng, (height, width), (4, 6))[..., None].clip(0, None) * canvas.rng.uniform(0, 35)
-    canvas.planes[0].paste(Image.fromarray((sky + clouds).clip(0, 255).astype(np.uint8), "RGB"))
+    sky = np.array(zenith, np.float32) * (1 - shades) + np.array(horizon, np.float32) * shades
+    clouds = _smooth_noise(canvas.rng, (height, width), (4, 6)).clip(0, None) * np.float32(canvas.rng.uniform(0, 35))
+    canvas.planes[0].paste(Image.fromarray(np.minimum(sky + clouds[..., None], 255).astype(np.uint8)))
 
 
 def _skyline(canvas: _Canvas) -> None:
@@ -273,14 +275,21 @@ def _finished(canvas: _Canvas) -> Street:
     strength = _TEXTURE[labels]  # (h,w,2)
     fine = rng.standard_normal(labels.shape, dtype=np.float32)
     coarse = _smooth_noise(rng, labels.shape, (24, 40))
-    textured = colors + (strength[..., 0] * fine + strength[..., 1] * coarse)[..., None]
+    texture = strength[..., 0] * fine + strength[..., 1] * coarse
     rows = np.arange(labels.shape[0], dtype=np.float32) - camera.horizon
     flat = camera.focal * camera.height / rows.clip(1e-3, None)
-    on_ground = np.isin(labels, _GROUND) & (rows > 0)[:, None]
+    on_ground = (labels <= SIDEWALK) & (rows > 0)[:, None]  # road, marking, sidewalk
     metres = np.where(on_ground, np.minimum(flat, FAR)[:, None], metres).astype(np.float32)
     step = _OVERSAMPLING
-    reduced = textured.reshape(HEIGHT, step, WIDTH, step, 3).mean(axis=(1, 3)).clip(0, 255)
-    return Street(reduced.astype(np.float32), labels[::step, ::step].copy(), metres[::step, ::step].copy())
+    reduced = _reduced(colors.astype(np.float32)) + _reduced(texture[..., None])
+    return Street(reduced.clip(0, 255), labels[::step, ::step].copy(), metres[::step, ::step].copy())
+
+
+def _reduced(fine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of each 2x2 block of (h,w,channels)."""
+    rows = fine[0::2] + fine[1::2]
+    quarter: NDArray[np.float32] = (rows[:, 0::2] + rows[:, 1::2]) * np.float32(0.25)
+    return quarter
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: tuple[int, int]) -> NDArray[np.float32]:

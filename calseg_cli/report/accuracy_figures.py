@@ -97,7 +97,7 @@ def images_figure(
 ) -> Figure:
     """One dot an image: its mIoU against its own ECE, red where over-confident, teal where under-confident.
 
-    `marked` maps ids of images to a word that is written beside their dots.
+    `marked` maps ids of images to a word; their dots get a ring, and the first of each word has it beside.
     """
     drawn = [row for row in images if not is_missing(row.get("miou")) and not is_missing(row.get("ece"))]
     with style():
@@ -143,8 +143,13 @@ def _draw_dataset_lines(axes: Axes, scores: Mapping[str, float]) -> None:
 
 
 def _mark(axes: Axes, images: Sequence[Mapping[str, Any]], marked: Mapping[str, str]) -> None:
-    for row in images:
-        if row["id"] in marked:
-            place = (row["miou"], row["ece"])
+    """A ring around every image of `marked`; the word beside the first of each, as they lie close together."""
+    rows = {row["id"]: row for row in images}
+    told: set[str] = set()
+    for name, word in marked.items():
+        if name in rows:
+            place = (rows[name]["miou"], rows[name]["ece"])
             axes.plot(*place, "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
-            axes.annotate(clean(marked[row["id"]]), place, (6, 5), textcoords="offset points", fontsize=8)
+            if word not in told:
+                axes.annotate(clean(word), place, (6, 5), textcoords="offset points", fontsize=8)
+            told.add(word)

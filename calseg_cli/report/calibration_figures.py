@@ -19,7 +19,7 @@ RARE_SHARE = 0.001
 def reliability_figure(reliability: Reliability, scores: Mapping[str, float], convention: str = "") -> Figure:
     """Accuracy against confidence by bins with the gaps, what each bin adds to the ECE, and how many pixels it has."""
     with style():
-        lines = textwrap.wrap(convention, 84)
+        lines = textwrap.wrap(convention, 98)
         below = 0.13 * len(lines)
         figure = new_figure(4.7, 6.6 + below)
         lay_out(figure, rows=3, bottom=0.5 + below)
@@ -39,23 +39,26 @@ def _draw_diagram(axes: Axes, reliability: Reliability, scores: Mapping[str, flo
     for where, alpha in ((faded == 1, 1.0), (faded < 1, 0.35)):
         some = where & (reliability.count > 0)
         accuracy, confidence = reliability.accuracy[some], reliability.confidence[some]
-        axes.bar(center[some], accuracy, width[some], color=BLUE, alpha=0.75 * alpha, edgecolor=PAPER, linewidth=0.8)
-        for sign, color in ((1, RED), (-1, TEAL)):
-            gap = np.where(sign * (confidence - accuracy) > 0, confidence - accuracy, 0.0)
+        shared = np.minimum(accuracy, confidence)
+        for bottom, top, color, strength in (
+            (np.zeros_like(shared), shared, BLUE, 0.75),
+            (shared, confidence, RED, 0.3),
+            (shared, accuracy, TEAL, 0.5),
+        ):
             axes.bar(
                 center[some],
-                gap,
+                top - bottom,
                 width[some],
-                bottom=accuracy,
+                bottom=bottom,
                 color=color,
-                alpha=0.3 * alpha,
+                alpha=strength * alpha,
                 edgecolor=PAPER,
                 linewidth=0.8,
             )
         axes.plot(confidence, accuracy, "o", color=INK, markersize=3.2, alpha=alpha)
     axes.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1)
     axes.set(ylim=(0, 1), ylabel="accuracy", title="Reliability")
-    axes.text(0.03, 0.965, _summary(scores), transform=axes.transAxes, va="top", fontsize=9, linespacing=1.5)
+    axes.set_title(_summary(scores), loc="right", fontsize=8.5, fontweight="normal")
     if not reliability.count.any():
         axes.text(0.5, 0.4, "no labelled pixels", transform=axes.transAxes, ha="center", color=MUTED)
 
@@ -66,11 +69,8 @@ def _places(bins: Reliability | ConfidenceHistogram) -> tuple[NDArray[np.float64
 
 def _summary(scores: Mapping[str, float]) -> str:
     gap = scores.get("signed_gap", math.nan)
-    lines = [
-        f"ECE {number(scores.get('ece'))}",
-        f"signed gap {score_text('signed_gap', gap)}{'' if is_missing(gap) else f' ({tendency(gap)})'}",
-    ]
-    return "\n".join(lines)
+    word = "" if is_missing(gap) else f" ({tendency(gap)})"
+    return f"ECE {number(scores.get('ece'))} · signed gap {score_text('signed_gap', gap)}{word}"
 
 
 def _draw_contribution(axes: Axes, reliability: Reliability) -> None:
@@ -89,7 +89,7 @@ def _draw_contribution(axes: Axes, reliability: Reliability) -> None:
 def _draw_counts(axes: Axes, reliability: Reliability, scores: Mapping[str, float]) -> None:
     total = int(reliability.count.sum())
     center, width = _places(reliability)
-    axes.set_title("Share of pixels (log scale)", fontsize=9)
+    axes.set_title("Pixels (log scale)", fontsize=9)
     if total:
         some = reliability.count > 0
         axes.bar(center[some], reliability.count[some] / total, width[some] * 0.92, color=GREY)
@@ -99,7 +99,7 @@ def _draw_counts(axes: Axes, reliability: Reliability, scores: Mapping[str, floa
         if value is not None and not is_missing(value):
             axes.axvline(value, color=INK, linestyle=line, linewidth=1.2, label=name)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", ncols=2, borderaxespad=0.1, handlelength=1.6)
+        _legend_above(axes)
 
 
 def _log_shares(axes: Axes, smallest: float) -> None:
@@ -108,6 +108,19 @@ def _log_shares(axes: Axes, smallest: float) -> None:
     axes.set_yticks([tick for tick in (1e-8, 1e-6, 1e-4, 1e-2, 1) if tick >= axes.get_ylim()[0]])
     axes.yaxis.set_major_formatter(_share_text)
     axes.minorticks_off()
+
+
+def _legend_above(axes: Axes) -> None:
+    """A legend beside the title, where no bar can reach it."""
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=2,
+        borderaxespad=0.0,
+        borderpad=0.2,
+        handlelength=1.4,
+        fontsize=8,
+    )
 
 
 def _share_text(share: float, _: float) -> str:
@@ -126,8 +139,8 @@ def confidence_figure(histogram: ConfidenceHistogram) -> Figure:
         stacked.bar(center, right, width, color=BLUE, alpha=0.8, label="right")
         stacked.bar(center, wrong, width, bottom=right, color=RED, label="wrong")
         stacked.yaxis.set_major_formatter(_share_text)
-        stacked.set_title("Share of pixels, stacked (linear scale)")
-        stacked.legend(loc="upper left")
+        stacked.set_title("Pixels, stacked (linear scale)")
+        _legend_above(stacked)
         _draw_apart(apart, histogram, right, wrong)
         apart.set(xlim=(0, 1), xlabel="confidence")
     return figure
@@ -136,11 +149,11 @@ def confidence_figure(histogram: ConfidenceHistogram) -> Figure:
 def _draw_apart(
     axes: Axes, histogram: ConfidenceHistogram, right: NDArray[np.float64], wrong: NDArray[np.float64]
 ) -> None:
-    axes.set_title("The same apart (log scale)")
+    axes.set_title("Pixels, apart (log scale)")
     edges = np.append(histogram.lower, histogram.upper[-1])
     present = np.concatenate([right, wrong])
     if present.any():
         axes.stairs(right, edges, color=BLUE, linewidth=1.6, label="right")
         axes.stairs(wrong, edges, color=RED, linewidth=1.6, label="wrong")
         _log_shares(axes, float(present[present > 0].min()))
-        axes.legend(loc="upper left")
+        _legend_above(axes)

@@ -88,7 +88,8 @@ dl{grid-template-columns:1fr;gap:0}
 dd{margin-bottom:8px}main,header,footer,nav div{padding-left:16px;padding-right:16px}}
 @media print{@page{size:A4;margin:14mm}body{font-size:10.5pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 nav,details{display:none}header,main,footer{padding:0;max-width:none}section{margin-top:26px}
-h2,h3,.guide,.legend{break-after:avoid}figure,tr,.card,.guide{break-inside:avoid}.pair{grid-template-columns:1fr 1fr;gap:16px}
+h2,h3,.guide,.legend{break-after:avoid}figure,tr,.card,.guide{break-inside:avoid}
+.pair{grid-template-columns:1fr 1fr;gap:16px}
 .cards{grid-template-columns:repeat(5,1fr);gap:8px}.card{padding:8px 10px}.card .number{font-size:20px}
 table{font-size:8.5pt}th{font-size:8pt}th,td{padding:3px 6px}.scroll{overflow:visible}tfoot{display:table-row-group}
 .bar{min-width:80px}td:first-child{min-width:6em}.verdict{font-size:12pt}}

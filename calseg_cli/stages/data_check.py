@@ -74,12 +74,22 @@ def _check(data: DomainData, role: str, progress: Progress) -> CheckReport:
 
 
 def _problem_table(reports: dict[str, CheckReport]) -> Table:
-    headers = ["split", "images", "labelled", "sizes", "problems"]
+    headers = ["split", "images", "labelled", "sizes", "problems and remarks"]
     rows = [
-        [name, str(found.images), str(found.labelled), _sizes(found), "; ".join(found.problems) or "none"]
+        [
+            name,
+            str(found.images),
+            str(found.labelled),
+            _sizes(found),
+            "; ".join([*found.problems, *found.remarks]) or "none",
+        ]
         for name, found in reports.items()
     ]
     return "splits", headers, rows
+
+
+def _told(found: CheckReport) -> str:
+    return "; ".join([*found.problems, *found.remarks]) or "none"
 
 
 def _sizes(found: CheckReport) -> str:

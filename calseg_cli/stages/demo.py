@@ -29,7 +29,11 @@ def run_demo(folder: Path, *, steps: int | None, force: bool, progress: Progress
     """Run the main job on the embedded default in `folder`; every line it notes is the command a user would type."""
 
     def load(**flags: Any) -> Resolved:
-        given = {"pretrain.steps": steps, "evaluate.html": True, **{key.replace("__", "."): value for key, value in flags.items()}}
+        given = {
+            "pretrain.steps": steps,
+            "evaluate.html": True,
+            **{key.replace("__", "."): value for key, value in flags.items()},
+        }
         return load_config(folder / CONFIG, flags=given)
 
     progress.note(f"$ calseg sample-data {folder}")

@@ -1,8 +1,8 @@
 """Owns `calseg evaluate`: predictions and labels become counts, scores read off them, and a report."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,29 @@ from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE
+from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics.calibration import Convention
+from calseg_cli.metrics.fine_histogram import check_bins
+from calseg_cli.metrics.image_rows import COARSE_BINS
 from calseg_cli.metrics.scores import Scores, read_scores
 from calseg_cli.metrics.tally import Tally
 from calseg_cli.report.data import ReportData
 from calseg_cli.report.page import write_page
 from calseg_cli.report.tables import class_rows, score_rows, to_csv, to_document, to_json
+from calseg_cli.stages.comparison import earlier_results
 from calseg_cli.stages.domains import evaluation_subset, open_domain
 from calseg_cli.stages.measuring import measure
 from calseg_cli.stages.networks import load_network
 from calseg_cli.stages.predict import OUT_OF_MEMORY
 from calseg_cli.stages.report_data import report_data
 from calseg_cli.stages.roads import ArtifactRoad, NetworkRoad, Road, classes_table
-from calseg_cli.stages.run_folder import RunFolder, find_network, run_folder, short_name
+from calseg_cli.stages.run_folder import LOG, RunFolder, find_network, run_folder, short_name
 from calseg_cli.stages.tally_file import write_tally
-from calseg_cli.stages.thresholds import check_thresholds
+from calseg_cli.stages.thresholds import check_conditions, check_thresholds
+from calseg_cli.stages.training import read_log
 
 
 @dataclass(frozen=True)
@@ -66,48 +71,79 @@ def evaluate(
     progress: Progress,
 ) -> Evaluated:
     """Measure a network on a labelled split, or a logits artifact against the labels of its images."""
+    config, options = resolved.config, resolved.config.evaluate
     if checkpoint is not None and logits is not None:
         raise ConfigError("--checkpoint and --logits exclude each other", "give the one that is to be measured")
-    config, options = resolved.config, resolved.config.evaluate
+    check_bins(options.bins, COARSE_BINS)
+    check_conditions(options.fail_if)
     run = run_folder(resolved)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     with memory_errors(OUT_OF_MEMORY):
-        road, name = _road(resolved, run, checkpoint, logits)
-        name = f"{name}-{options.domain}-{options.split}"
-        progress.note(f"evaluating {name}: {len(road.dataset)} images")
+        measured = _from_artifact(resolved, logits) if logits is not None else _from_network(resolved, run, checkpoint)
+        road = measured.road
+        progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
         tally = measure(road.stream(), len(road.dataset), len(road.class_names), edges=options.edges, progress=progress)
         scores = _scores(resolved, road, tally)
-        meta = _meta(resolved, road, name)
+        meta = _meta(resolved, measured)
         data = report_data(
             road,
             tally,
             scores,
             meta,
             bins=options.bins,
-            title=f"{config.name}: {name}",
+            title=f"{config.name}: {measured.name}",
             examples=options.examples if options.html else 0,
         )
-    folder = out or run.evaluate / name
+    data = replace(
+        data,
+        comparison=earlier_results(run.evaluate, measured.name, meta["protocol"], scores.num_images),
+        training=measured.training,
+    )
+    folder = out or run.evaluate / measured.name
     _write(folder, tally, meta, data, html=options.html)
     return Evaluated(scores, data, folder, options.html, check_thresholds(options.fail_if, scores))
 
 
-def _road(resolved: Resolved, run: RunFolder, checkpoint: str | None, logits: Path | None) -> tuple[Road, str]:
+@dataclass(frozen=True)
+class _Measured:
+    """What is measured: a road, a name for the result, the split it is of, and the network's training log."""
+
+    road: Road
+    name: str
+    domain: str
+    split: str
+    training: list[dict[str, Any]]
+
+
+def _from_network(resolved: Resolved, run: RunFolder, checkpoint: str | None) -> _Measured:
     config, options = resolved.config, resolved.config.evaluate
-    if logits is not None:
-        with open_artifact(logits, "logits") as artifact:
-            names = artifact.class_names
-        dataset = open_domain(resolved, options.domain, names).dataset(
-            options.split, with_labels=True, max_items=options.max_items
-        )
-        return ArtifactRoad(logits, dataset), logits.stem
     path = find_network(run, checkpoint)
     device = choose_device(config.device)
     loaded = load_network(path, device, resolved)
-    domain = open_domain(resolved, options.domain, loaded.class_names)
-    dataset = domain.dataset(options.split, with_labels=True, max_items=options.max_items)
+    dataset = _labelled(resolved, loaded.class_names, options.domain, options.split)
     road = NetworkRoad(loaded, dataset, config.predict, device=device, workers=config.workers)
-    return road, short_name(path, run)
+    name = f"{short_name(path, run)}-{options.domain}-{options.split}"
+    return _Measured(road, name, options.domain, options.split, read_log(path.parent / LOG))
+
+
+def _from_artifact(resolved: Resolved, path: Path) -> _Measured:
+    """The artifact says which split it is of; --domain and --split have the last word."""
+    with open_artifact(path, "logits") as artifact:
+        names, protocol = artifact.class_names, artifact.meta["protocol"]
+    options = resolved.config.evaluate
+
+    def chosen(key: str) -> str:
+        given = resolved.sources.get(f"evaluate.{key}", "default") != "default"
+        return str(getattr(options, key) if given else protocol.get(key, getattr(options, key)))
+
+    domain, split = chosen("domain"), chosen("split")
+    dataset = _labelled(resolved, names, domain, split)
+    return _Measured(ArtifactRoad(path, dataset), path.stem, domain, split, [])
+
+
+def _labelled(resolved: Resolved, class_names: Sequence[str], domain: str, split: str) -> SegmentationDataset:
+    data = open_domain(resolved, domain, class_names)
+    return data.dataset(split, with_labels=True, max_items=resolved.config.evaluate.max_items)
 
 
 def _scores(resolved: Resolved, road: Road, tally: Tally) -> Scores:
@@ -116,13 +152,14 @@ def _scores(resolved: Resolved, road: Road, tally: Tally) -> Scores:
     return read_scores(tally, bins=options.bins, classes=subset, class_names=road.class_names)
 
 
-def _meta(resolved: Resolved, road: Road, name: str) -> dict[str, Any]:
-    config, options = resolved.config, resolved.config.evaluate
+def _meta(resolved: Resolved, measured: _Measured) -> dict[str, Any]:
+    config, options, road = resolved.config, resolved.config.evaluate, measured.road
     return {
         "classes": classes_table(road.class_names, road.palette, IGNORE),
         "protocol": {
             **road.protocol,
-            "dataset": f"{options.domain}-{options.split}",
+            "domain": measured.domain,
+            "split": measured.split,
             "labels_used_for": "measuring only",
             "metric": Convention(options.bins, options.edges).describe(),
             "evaluated_classes": list(options.classes or []) or options.eval_classes or "all",
@@ -135,7 +172,6 @@ def _meta(resolved: Resolved, road: Road, name: str) -> dict[str, Any]:
             device=config.device,
         ),
         "config": resolved.to_dict(),
-        "name": {"name": name},
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calseg_cli.artifacts.provenance import provenance
+from calseg_cli.artifacts.provenance import file_digest, provenance
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE, find_items, find_layout, make_layout
@@ -49,42 +49,51 @@ def predict(
     device = choose_device(config.device)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     loaded = load_network(path, device, resolved)
-    dataset, place = _dataset(resolved, loaded, images)
+    dataset, origin = _dataset(resolved, loaded, images)
+    place = "-".join(origin.values())
     road = NetworkRoad(loaded, dataset, options, device=device, workers=config.workers)
     target = out or run.predict / f"{short_name(path, run)}-{place}.h5"
     pictures = target.with_suffix("") if options.png else None
     writer = ArtifactWriter(
-        target, "logits", meta=_meta(resolved, road, place), compression=options.compression, force=force
+        target, "logits", meta=_meta(resolved, road, origin), compression=options.compression, force=force
     )
     progress.note(f"network {path}, {len(dataset)} images of {place}")
     progress.start("predicting", len(dataset))
     with memory_errors(OUT_OF_MEMORY), writer:
-        for prediction in _told(road.stream(), progress):
-            writer.add_item(prediction.id, {"logits": prediction.logits.numpy()}, prediction.geometry)
+        for number, prediction in enumerate(_told(road.stream(), progress)):
+            writer.add_item(
+                prediction.id,
+                {"logits": prediction.logits.numpy()},
+                prediction.geometry,
+                image_digest=file_digest(dataset.items[number].image),
+            )
             if pictures is not None:
                 write_prediction(pictures, prediction, dataset, road.palette)
     progress.finish()
     return Predicted(target, pictures, len(dataset), writer.digest)
 
 
-def _dataset(resolved: Resolved, loaded: LoadedNetwork, images: Path | None) -> tuple[SegmentationDataset, str]:
+def _dataset(
+    resolved: Resolved, loaded: LoadedNetwork, images: Path | None
+) -> tuple[SegmentationDataset, dict[str, str]]:
+    """The images, and where they are from: a domain and a split, or a folder."""
     options = resolved.config.predict
     if images is None:
         domain = open_domain(resolved, options.domain, loaded.class_names)
         dataset = domain.dataset(options.split, with_labels=False, max_items=options.max_items)
-        return dataset, f"{options.domain}-{options.split}"
+        return dataset, {"domain": options.domain, "split": options.split}
     layout = make_layout(find_layout("folders"), images="{path}.*", labels=None, class_names=loaded.class_names)
     items = find_items(layout, images, "test", with_labels=False)[: options.max_items]
     configured = getattr(resolved.config, options.domain)
     size = configured.size if configured is not None else None
-    return SegmentationDataset(items, layout, size=size, with_labels=False), images.resolve().name
+    return SegmentationDataset(items, layout, size=size, with_labels=False), {"folder": images.resolve().name}
 
 
-def _meta(resolved: Resolved, road: NetworkRoad, place: str) -> dict[str, Any]:
+def _meta(resolved: Resolved, road: NetworkRoad, origin: dict[str, str]) -> dict[str, Any]:
     config = resolved.config
     return {
         "classes": classes_table(road.class_names, road.palette, IGNORE),
-        "protocol": {**road.protocol, "dataset": place},
+        "protocol": {**road.protocol, **origin},
         "provenance": provenance(
             sys.argv,
             seed=config.seed,

@@ -27,17 +27,19 @@ def report_data(
     The pictures' predictions come by the same road again: a few images cost less than keeping all of them.
     """
     provenance = meta["provenance"]
+    evaluated = [number for number, row in enumerate(scores.classes) if row.evaluated]
     return ReportData(
         title=title,
-        subtitle=f"{scores.num_images} images, {scores.num_valid:,} labelled pixels",
+        subtitle=f"{scores.num_images} images, {scores.num_valid:,} labelled pixels"
+        + (f", {scores.num_invalid:,} left out because their logits are not finite" if scores.num_invalid else ""),
         scores={name: value for name, value in vars(scores).items() if isinstance(value, float)},
         convention=scores.convention,
         protocol=meta["protocol"],
         provenance=provenance,
         reliability=_reliability(tally, bins),
-        class_names=road.class_names,
+        class_names=[road.class_names[number] for number in evaluated],
         classes=_class_rows(road, scores),
-        confusion=tally.confusion,
+        confusion=tally.confusion[np.ix_(evaluated, evaluated)],
         examples=list(_examples(road, scores, examples)),
         images=[
             {"id": r.id, "miou": r.miou, "ece": r.ece, "accuracy": r.accuracy, "confidence": r.confidence}

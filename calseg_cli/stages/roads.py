@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from calseg_cli.artifacts.provenance import file_digest
 from calseg_cli.artifacts.reader import Artifact, open_artifact
 from calseg_cli.config import Predict
 from calseg_cli.data.dataset import SegmentationDataset
@@ -94,11 +95,21 @@ class ArtifactRoad:
                 "was it made from another split, or with --max-items? Give the same to both commands",
             )
 
+    def _check_image(self, name: str, path: Path) -> None:
+        """The same id may stand for another picture in another split or dataset."""
+        recorded = self.artifact.image_digest(name)
+        if recorded and recorded != file_digest(path):
+            raise ArtifactError(
+                f"the logits of {name!r} in {self.artifact.path} were made from another image than {path}",
+                "was it made from another split or dataset? Give the same --domain and --split to both commands",
+            )
+
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
         """Read them in the dataset's order."""
         for index in range(len(self.dataset)) if indices is None else indices:
             item = self.dataset.items[index]
             geometry = self.artifact.geometry(item.id)
+            self._check_image(item.id, item.image)
             label = self.dataset.read_label(index)
             if label is not None and label.shape != geometry.out_hw:
                 raise DataError(

@@ -62,10 +62,8 @@ class StageFolder:
 
     def _cut_log(self, step: int) -> None:
         """Forget what was logged after the state that is resumed: it will happen again."""
-        log = self.path / LOG
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        kept = [line for line in lines if _is_whole(line) and json.loads(line).get("step", 0) <= step]
-        write_whole(log, "".join(f"{line}\n" for line in kept))
+        kept = [record for record in read_log(self.path / LOG) if record.get("step", 0) <= step]
+        write_whole(self.path / LOG, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one line of JSON."""
@@ -137,6 +135,13 @@ def run_loop(
 
 def void(value: object) -> None:
     """Forget a value."""
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log.jsonl; a last line that was cut is left out, and a log that is missing is empty."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _is_whole(line)]
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

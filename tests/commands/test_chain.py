@@ -70,11 +70,12 @@ def test_predict_writes_pictures_of_every_image(workspace, calseg):
     assert len(artifact) == 3
     for name in artifact.ids:
         folder = workspace / ran.json["pictures"]
-        label = Image.open(folder / "label" / f"{name}.png")
-        assert label.mode == "P"
-        assert (label.height, label.width) == artifact.geometry(name).out_hw
+        with Image.open(folder / "label" / f"{name}.png") as label:
+            assert label.mode == "P"
+            assert (label.height, label.width) == artifact.geometry(name).out_hw
         for kind in ("overlay", "confidence"):
-            assert Image.open(folder / kind / f"{name}.png").size == label.size
+            with Image.open(folder / kind / f"{name}.png") as picture:
+                assert (picture.height, picture.width) == artifact.geometry(name).out_hw
 
 
 def test_predict_takes_any_folder_of_images(workspace, calseg, tmp_path):

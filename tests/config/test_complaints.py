@@ -79,8 +79,8 @@ DOMAIN = "source:\n  root: x\n  "
         (f"{DOMAIN}encoding: color\n  ids: {{3: a}}", "calseg.yaml:4: source.ids is for labels that hold numbers"),
         (f"{DOMAIN}encoding: index\n  colors: {{'1,2,3': a}}", "calseg.yaml:4: source.colors is for labels painted"),
         (
-            f"{DOMAIN}splits: {{trian: x}}",
-            "source.splits.trian must be one of train, val, test, not 'trian'; did you mean",
+            f"{DOMAIN}splits: {{trainn: x}}",
+            "source.splits.trainn must be one of train, val, test, not 'trainn'; did you mean",
         ),
         (f"{DOMAIN}holdout: 1", "calseg.yaml:3: source.holdout must be at least 2, not 1"),
         ("evaluate: {bins: 7}", "calseg.yaml:1: evaluate.bins must divide 4800, which 7 does not; near it: "),

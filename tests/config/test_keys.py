@@ -39,7 +39,7 @@ def test_parts_of_tables_and_lists_are_known(key, known):
         ("pretrian.steps", "pretrain.steps"),
         ("batch_size", "pretrain.batch_size"),
         ("flip", "predict.flip"),
-        ("source.clases", "source.classes"),
+        ("source.claasses", "source.classes"),
         ("adapt.adabn.momentun", "adapt.adabn.momentum"),
         ("learning_rate", None),
     ],

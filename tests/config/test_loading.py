@@ -126,7 +126,7 @@ def test_the_environment_of_the_process_is_heard(load, monkeypatch):
     [
         (b"- a\n- b\n", "it holds a list, not keys"),
         (b"hello\n", "it holds a single value"),
-        (b"name: caf\xe9\n", ":1: it is not UTF-8"),
+        (b"name: \xe9t\xe9\n", ":1: it is not UTF-8"),
         ("name: x".encode("utf-16"), "not UTF-8"),
         (b"a: 1\n\tb: 2\n", ":2:1: a tab"),
         (b"a: [\n", ":2:1: broken YAML"),

@@ -42,6 +42,8 @@ def test_any_text(load, text):
 
 @fuzz
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
+@example({"source.ids": {"\n\n": 1, "\x85": "\n"}, "seed": "\n"})
+@example({"source": {"root": "x", "a\nb": 1}, "pretrain": {"\n": 2}})
 def test_any_value_of_any_key(load, flags):
     with only_complaints():
         load("", flags=flags)

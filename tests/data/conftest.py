@@ -60,7 +60,9 @@ def _lines(samples: np.ndarray, depth: int) -> list[bytes]:
         return [line.astype(">u2").tobytes() for line in samples]
     if depth == 8:
         return [line.astype(np.uint8).tobytes() for line in samples]
-    bits = [[int(value) >> shift & 1 for value in line.ravel() for shift in range(depth - 1, -1, -1)] for line in samples]
+    bits = [
+        [int(value) >> shift & 1 for value in line.ravel() for shift in range(depth - 1, -1, -1)] for line in samples
+    ]
     return [np.packbits(line).tobytes() for line in bits]
 
 
@@ -104,7 +106,7 @@ sys.addaudithook(_listen)  # cannot be taken away again, hence the list of liste
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """A `folders` dataset: 3 train images of one size, labels 0 to 2 and 255; train/c has no label, label z no image."""
+    """A `folders` dataset: 3 train images, labels 0 to 2 and 255; train/c has no label, label z no image."""
     for name, seed in (("a", 0), ("b/one", 1), ("c", 2)):
         save(tmp_path / f"train/images/{name}.png", picture((6, 8), seed))
         if name != "c":

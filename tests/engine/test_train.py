@@ -61,7 +61,7 @@ def run(plan, *, method=None, state=None, stop=None, on_save=None, stream=None, 
         device=torch.device("cpu"),
         hooks=hooks,
         progress=Silent(),
-        stop=stop or StopRequest(),
+        stop=StopRequest() if stop is None else stop,
         state=state,
     )
     return method, done
@@ -127,17 +127,20 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_stop_saves_the_step_it_ended_on():
+@pytest.mark.parametrize("asked", [3, 4])
+def test_stop_saves_the_step_it_ended_on(asked):
     stop, saved = StopRequest(), []
 
-    def ask(step, state):
-        saved.append(step)
-        if step == 4:
-            stop.signum = 15
+    class Asks(Fit):
+        def after_step(self, step):
+            if step + 1 == asked:
+                stop.signum = 15
 
-    _, done = run(Plan(steps=10, checkpoint_every=2), stop=stop, on_save=ask)
-    assert done == 5
-    assert saved == [2, 4, 5]
+    _, done = run(
+        Plan(steps=10, checkpoint_every=2), method=Asks(), stop=stop, on_save=lambda step, state: saved.append(step)
+    )
+    assert done == asked
+    assert saved == [2, asked]
     assert stop.error("x", "y").exit_code == 143
 
 
@@ -161,7 +164,12 @@ def test_groups_cover_every_parameter_once_and_spare_norms_and_biases():
     decayed = [p for group in groups if group.decay for p in group.parameters]
     assert all(p.ndim > 1 for p in decayed)
     optimizer = build_optimizer(method, Plan(steps=1, lr=1.0, head_lr=2.0, weight_decay=0.5))
-    assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {(1.0, 0.5), (1.0, 0), (2.0, 0.5), (2.0, 0)}
+    assert {(g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {
+        (1.0, 0.5),
+        (1.0, 0),
+        (2.0, 0.5),
+        (2.0, 0),
+    }
 
 
 def test_bf16_trains():

@@ -148,11 +148,17 @@ def test_the_bins_contributions_add_up_to_the_ece(report: ReportData) -> None:
 
 
 def test_accuracy_and_gap_bars_meet_at_the_confidence(report: ReportData) -> None:
-    axes = reliability_figure(report.reliability, report.scores).axes[0]
-    common = report.reliability.count / report.reliability.count.sum() >= 0.001
-    accuracy, over, under = axes.containers[:3]
-    ends = [a.get_height() + o.get_height() + u.get_height() for a, o, u in zip(accuracy, over, under, strict=True)]
-    assert ends == pytest.approx(report.reliability.confidence[common].tolist())
+    flipped = np.where(report.reliability.lower > 0.8, 0.99, report.reliability.accuracy)
+    reliability = dataclasses.replace(report.reliability, accuracy=flipped)
+    axes = reliability_figure(reliability, report.scores).axes[0]
+    common = reliability.count / reliability.count.sum() >= 0.001
+    accuracy, confidence = reliability.accuracy[common], reliability.confidence[common]
+    assert (accuracy > confidence).any()
+    assert (accuracy < confidence).any()
+    shared, over, under = ([bar.get_height() for bar in bars] for bars in axes.containers[:3])
+    assert np.add(shared, under) == pytest.approx(accuracy)
+    assert np.add(shared, over) == pytest.approx(confidence)
+    assert np.minimum(over, under) == pytest.approx(0)
 
 
 def test_empty_bins_and_no_pixels_at_all() -> None:

@@ -108,7 +108,7 @@ def test_what_comes_from_data_is_text_and_never_markup(make_report: Callable[...
         scores={**plain.scores, NASTY: 0.5},
         class_names=[NASTY, "b"],
         classes=[dataclasses.replace(row, name=NASTY) for row in plain.classes],
-        examples=[dataclasses.replace(plain.examples[0], id=NASTY, role=NASTY)],
+        examples=[dataclasses.replace(plain.examples[0], id=NASTY, role=NASTY)],  # type: ignore[arg-type]
         images=[{**row, "id": NASTY} for row in plain.images],
     )
     source = render_page(data)

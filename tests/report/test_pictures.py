@@ -63,7 +63,8 @@ def test_png_files_hold_the_picture_and_the_same_bytes(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     for name in ("a.png", "b.png"):
         pictures.write_png(tmp_path / "new" / name, picture)
-    assert (np.asarray(Image.open(tmp_path / "new" / "a.png")) == picture).all()
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert (np.asarray(image) == picture).all()
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "new" / "b.png").read_bytes()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.png", "b.png"]
 
