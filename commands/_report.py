@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def show_evaluation(session: Session, done: "Evaluated", report: str, *, csv: bool) -> None:
     """Print the tables of a report ("iou", "ece" or "full"), its CSV, or its JSON; then where the files are."""
-    from calseg_cli.commands._terminal import table
+    from calseg_cli.commands._terminal import show_table
 
     if csv and not session.as_json:
         sys.stdout.write(done.csv())
@@ -21,7 +21,7 @@ def show_evaluation(session: Session, done: "Evaluated", report: str, *, csv: bo
 
         def show(console: "Console") -> None:
             for title, headers, rows in done.tables(report):
-                console.print(table(title, headers, rows))
+                show_table(console, title, headers, rows)
                 console.print()
             console.print(done.data.convention, style="dim")
 

@@ -99,11 +99,13 @@ class _Piece:
             self._tell()
 
 
-def table(title: str, headers: list[str], rows: list[list[str]], *, caption: str | None = None) -> Table:
-    """A table whose first column is text and whose others are right-aligned numbers; nothing is cut off."""
-    drawn = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+def show_table(console: Console, title: str, headers: list[str], rows: list[list[str]]) -> None:
+    """Print a title and a table: the first column is text, the others right-aligned numbers; nothing is cut off."""
+    if title:
+        console.print(title, style="bold", markup=False, soft_wrap=True)
+    drawn = Table(box=None, pad_edge=False)
     for number, header in enumerate(headers):
         drawn.add_column(header, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
     for row in rows:
         drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
-    return drawn
+    console.print(drawn)

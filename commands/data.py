@@ -23,12 +23,16 @@ def check(session: Session, *, domain: Domain = None, split: Split = None) -> No
     checked = check_domains(resolved, domain=domain, split=split, progress=session.progress)
     session.result({"splits": checked.documents, "ok": checked.ok}, lambda console: _show(console, checked))
     if not checked.ok:
-        raise DataError(f"{checked.problems} problems found", "the table above names the files")
+        raise DataError(
+            f"{checked.problems} kinds of problem were found", "the lines above name the first files of each kind"
+        )
 
 
 def _show(console: "Console", checked: Any) -> None:
-    from calseg_cli.commands._terminal import table
+    from calseg_cli.commands._terminal import show_table
 
     for title, headers, rows in checked.tables:
-        console.print(table(title, headers, rows))
+        show_table(console, title, headers, rows)
         console.print()
+    for line in checked.lines:
+        console.print(line, markup=False, soft_wrap=True)

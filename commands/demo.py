@@ -23,9 +23,9 @@ def demo(
     from calseg_cli.stages.demo import run_demo
 
     done = run_demo(folder, steps=steps, force=force, progress=session.progress)
-    from calseg_cli.commands._terminal import table
+    from calseg_cli.commands._terminal import show_table
 
     headers, rows = done.table
-    session.result(done.document, lambda console: console.print(table("", headers, rows)))
+    session.result(done.document, lambda console: show_table(console, "", headers, rows))
     session.progress.note(f"report: {done.page}")
     session.next(f"cd {folder} && calseg inspect {done.artifact}")

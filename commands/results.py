@@ -35,14 +35,14 @@ def results(
 
     folders = runs or [_own_run(session, name)]
     rows = [row for folder in folders for row in read_results(folder)]
-    from calseg_cli.commands._terminal import table
+    from calseg_cli.commands._terminal import show_table
 
     drawn = [
         [str(row["name"]), *(_number(row["scores"].get(key)) for key in COLUMNS), str(row["images"])] for row in rows
     ]
     session.result(
         {"results": rows},
-        lambda console: console.print(table("", ["evaluation", *COLUMNS.values(), "images"], drawn)),
+        lambda console: show_table(console, "", ["evaluation", *COLUMNS.values(), "images"], drawn),
     )
 
 

@@ -19,6 +19,7 @@ class Checked:
 
     documents: dict[str, Any] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     problems: int = 0
 
     @property
@@ -50,6 +51,8 @@ def check_domains(resolved: Resolved, *, domain: str | None, split: str | None, 
                 continue
             checked.documents[f"{name}-{role}"] = found.to_dict()
             checked.problems += len(found.problems)
+            checked.lines += [f"{name} {role}: {text}" for text in found.problems]
+            checked.lines += [f"{name} {role}: {text} (not a problem here)" for text in found.remarks]
             frequencies[f"{name} {role}"] = found
     if not checked.documents:
         raise DataError("none of the splits was found", "check root and splits of the domains")
@@ -74,22 +77,18 @@ def _check(data: DomainData, role: str, progress: Progress) -> CheckReport:
 
 
 def _problem_table(reports: dict[str, CheckReport]) -> Table:
-    headers = ["split", "images", "labelled", "sizes", "problems and remarks"]
+    headers = ["split", "images", "labelled", "sizes", "problems"]
     rows = [
         [
             name,
             str(found.images),
             str(found.labelled),
             _sizes(found),
-            "; ".join([*found.problems, *found.remarks]) or "none",
+            str(len(found.problems)),
         ]
         for name, found in reports.items()
     ]
     return "splits", headers, rows
-
-
-def _told(found: CheckReport) -> str:
-    return "; ".join([*found.problems, *found.remarks]) or "none"
 
 
 def _sizes(found: CheckReport) -> str:

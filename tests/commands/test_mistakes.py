@@ -95,7 +95,7 @@ def test_missing_plugin(workspace, calseg):
 
 
 def test_missing_extra(workspace, calseg, tmp_path):
-    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError(\"No module named 'transformers'\")\n")
+    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError('no transformers', name='transformers')\n")
     ran = calseg("pretrain", "--name", "x", "--network", "segformer", cwd=workspace, env={"PYTHONPATH": str(tmp_path)})
     explained(ran, 2, "transformers", "calseg[hf]")
 
@@ -122,7 +122,7 @@ def test_cut_checkpoint(workspace, calseg):
 
 def test_logits_of_another_split(workspace, calseg):
     assert calseg("predict", "--split", "train", "-o", "l.h5", cwd=workspace).code == 0
-    explained(calseg("evaluate", "--logits", "l.h5", cwd=workspace), 3, "another split")
+    explained(calseg("evaluate", "--logits", "l.h5", "--split", "test", cwd=workspace), 3, "another image")
 
 
 def test_target_without_labels_cannot_be_measured(workspace, calseg):
