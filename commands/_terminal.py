@@ -1,6 +1,5 @@
 """Owns the terminal: progress and hints on stderr, results on stdout."""
 
-import os
 import sys
 import time
 from typing import Any
@@ -14,7 +13,7 @@ _EVERY_SECONDS = 20.0
 
 def stdout_console(*, no_color: bool = False) -> Console:
     """Where results go. NO_COLOR, TERM=dumb and pipes are honoured; a pipe gets the width a table needs."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    width = None if sys.stdout.isatty() else 200
     return Console(no_color=no_color or None, width=width, highlight=False, soft_wrap=False)
 
 

@@ -1,7 +1,11 @@
 """The chain on the sample data, typed as a user types it."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,3 +153,30 @@ def test_init_writes_what_loads(tmp_path, calseg):
     assert calseg("init", cwd=tmp_path).code == 0
     assert calseg("config", "show", cwd=tmp_path).code == 0
     assert calseg("init", cwd=tmp_path).code == 2
+
+
+def test_inspect_needs_no_torch(workspace):
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['safetensors'] = None\n"
+        "from calseg_cli.app import main\n"
+        "sys.argv = ['calseg', 'inspect', 'runs/sample/1-pretrain/network.safetensors']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tiny" in done.stdout
+
+
+def test_the_shell_script_chains_the_stages(trained, tmp_path, repository):
+    shutil.copytree(trained, tmp_path / "w", ignore=shutil.ignore_patterns("runs"))
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin" / "calseg"
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m calseg_cli "$@"\n')
+    tool.chmod(0o755)
+    done = subprocess.run(
+        ["bash", repository / "sample_configs/chain.sh", "--steps", "5"],
+        cwd=tmp_path / "w", capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("pretrain-source-test", "pretrain-target-test", "adapt-adabn-target-test"):
+        assert name in done.stdout
