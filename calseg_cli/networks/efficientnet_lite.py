@@ -150,7 +150,7 @@ def build_efficientnet_lite(num_classes: int, *, momentum: float = 0.1) -> Netwo
         std=(128 / 255,) * 3,
     )
     initialize(network)
-    nn.init.normal_(network.head.classifier.weight, std=0.01)  # type: ignore[union-attr, arg-type]
+    nn.init.normal_(network.head.classifier.weight, std=0.1)  # type: ignore[union-attr, arg-type]
     return network
 
 
