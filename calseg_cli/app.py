@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from calseg_cli.commands import adapt, config, data, demo, evaluate, init, inspect, predict, pretrain, results
 from calseg_cli.commands import sample_data as sample_data_command
-from calseg_cli.commands._session import with_session
+from calseg_cli.commands._session import forget_stdout, with_session
 from calseg_cli.commands._version import version_text
 from calseg_cli.errors import CalsegError
 
@@ -48,9 +49,12 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def guarded(function: Callable[..., None]) -> Callable[..., None]:
+UNCONFIGURED = ("demo", "sample-data", "init", "inspect")
+
+
+def guarded(function: Callable[..., None], *, configured: bool = True) -> Callable[..., None]:
     """The command with every user's error turned into one line on stderr and its exit code."""
-    command = with_session(function)
+    command = with_session(function, configured=configured)
 
     @functools.wraps(command, assigned=("__name__", "__doc__", "__annotations__"))
     def run(**options: Any) -> None:
@@ -58,7 +62,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**options)
         except CalsegError as error:
-            if options.get("debug"):
+            if options.get("debug") or os.environ.get("CALSEG_DEBUG"):
                 raise
             report(error)
             raise typer.Exit(error.exit_code) from error
@@ -94,9 +98,9 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     for name, (function, panel) in COMMANDS.items():
-        app.command(name, rich_help_panel=panel)(guarded(function))
+        app.command(name, rich_help_panel=panel)(guarded(function, configured=name not in UNCONFIGURED))
     for alias, name in ALIASES.items():
-        app.command(alias, hidden=True, help=f"The same as {name}.")(guarded(COMMANDS[name][0]))
+        app.command(alias, hidden=True)(guarded(COMMANDS[name][0]))
     for name, (text, functions) in GROUPS.items():
         group = typer.Typer(help=text, no_args_is_help=True, context_settings=CONTEXT)
         for sub, function in functions.items():
@@ -124,9 +128,11 @@ app = build()
 
 def main() -> None:
     """The entry point of `calseg` and `python -m calseg_cli`."""
+    if sys.stdout is None:  # closed by the caller, as `>&-` does
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     try:
         app(prog_name="calseg")
     except BrokenPipeError:
         # `calseg ... | head` closed the pipe: stop quietly, as other tools do.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_stdout()
         sys.exit(0)

@@ -82,15 +82,16 @@ class ThresholdError(CalsegError):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "permission denied" below into one line that names `path`."""
+    """Turn what the system says while `path` is written into one line that names it: no space, no permission, ..."""
     try:
         yield
-    except PermissionError as error:
-        raise CalsegError(f"{path} cannot be written: permission denied", "choose another folder") from error
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT):
             raise DiskFullError(
                 f"no space left on the disk while writing {path}",
-                "free some space, then run the same command with --resume; everything written before is intact",
+                "free some space and run the command again, with --resume where it has one; nothing older was lost",
             ) from error
-        raise
+        if error.errno is None:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise CalsegError(f"{path} cannot be written: {reason}", "choose another place") from error

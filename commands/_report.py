@@ -1,6 +1,5 @@
 """Owns how an evaluation is shown on the terminal."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from calseg_cli.commands._session import Session
@@ -16,14 +15,15 @@ def show_evaluation(session: Session, done: "Evaluated", report: str, *, csv: bo
     from calseg_cli.commands._terminal import show_table
 
     if csv and not session.as_json:
-        sys.stdout.write(done.csv())
+        session.write(done.csv())
     else:
 
         def show(console: "Console") -> None:
             for title, headers, rows in done.tables(report):
                 show_table(console, title, headers, rows)
                 console.print()
-            console.print(done.data.convention, style="dim")
+            if report != "iou":
+                console.print(done.data.convention, style="dim")
 
         session.result({**done.document(), "folder": done.folder}, show)
     page = done.folder / "report.html"

@@ -3,6 +3,8 @@
 import inspect
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calseg_cli.commands._options import AsJson, ConfigFile, Debug, NoColor, Quiet, Sets
+from calseg_cli.errors import disk_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from calseg_cli.commands._terminal import TerminalProgress
     from calseg_cli.config import Resolved
 
+_STDOUT = Path("standard output")
 _COMMON: dict[str, tuple[Any, Any]] = {
     "config": (ConfigFile, None),
     "sets": (Sets, None),
@@ -38,11 +42,13 @@ class Session:
     no_color: bool = False
     debug: bool = False
     _progress: "TerminalProgress | None" = None
+    _name: str | None = None
 
     def load(self, flags: Mapping[str, Any] | None = None) -> "Resolved":
         """The resolved configuration; `flags` are named options by their key, None where not given."""
         from calseg_cli.config import load_config
 
+        self._name = (flags or {}).get("name")
         return load_config(self.config, sets=self.sets or [], flags=flags or {})
 
     @property
@@ -57,29 +63,59 @@ class Session:
     def result(self, document: Mapping[str, Any], show: "Callable[[Console], None] | None" = None) -> None:
         """Print the result on stdout: the JSON document with --json, else what `show` draws."""
         if self.as_json:
-            sys.stdout.write(json.dumps(plain(document), ensure_ascii=False, indent=2) + "\n")
-            return
-        if show is not None:
+            self.write(json.dumps(plain(document), ensure_ascii=False, indent=2) + "\n")
+        elif show is not None:
             from calseg_cli.commands._terminal import stdout_console
 
-            show(stdout_console(no_color=self.no_color))
+            with disk_errors(_STDOUT):
+                show(stdout_console(no_color=self.no_color))
+                sys.stdout.flush()
+
+    def path(self, document: Mapping[str, Any], path: Path) -> None:
+        """Print a result that is a file: its path alone, so that a shell can catch it, or the JSON document."""
+        if self.as_json:
+            self.result(document)
+        else:
+            self.write(f"{path}\n")
+
+    def write(self, text: str) -> None:
+        """Write text to stdout as it is; a reader that has gone, as `head` does, is no error."""
+        try:
+            with disk_errors(_STDOUT):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except BrokenPipeError:
+            forget_stdout()
 
     def next(self, command: str) -> None:
         """Name the step that usually follows, on stderr."""
         if not self.quiet and not self.as_json:
-            sys.stderr.write(f"next: {command}{self._same_config()}\n")
+            sys.stderr.write(f"next: {command}{self._same_run()}\n")
 
-    def _same_config(self) -> str:
-        return f" -c {self.config}" if self.config else ""
+    def _same_run(self) -> str:
+        """The options without which the next command would speak of another run."""
+        words = ["-c", str(self.config)] if self.config else []
+        words += ["--name", self._name] if self._name else []
+        words += [word for setting in self.sets or [] for word in ("--set", setting)]
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def with_session(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the common options to a command whose first parameter is the session."""
+def forget_stdout() -> None:
+    """Nobody reads any more: let what is still written vanish, and keep the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def with_session(function: Callable[..., None], *, configured: bool = True) -> Callable[..., None]:
+    """Add the common options to a command whose first parameter is the session.
+
+    A command that reads no configuration is not `configured` and has no -c and --set, which it would ignore.
+    """
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())[1:]
+    shared = {name: option for name, option in _COMMON.items() if configured or name not in ("config", "sets")}
 
     def command(**options: Any) -> None:
-        common = {name: options.pop(name) for name in _COMMON}
+        common = {name: options.pop(name) for name in shared}
         logging.basicConfig(
             level=logging.ERROR if common["quiet"] else logging.WARNING, format="%(levelname)s: %(message)s"
         )
@@ -87,8 +123,7 @@ def with_session(function: Callable[..., None]) -> Callable[..., None]:
 
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in _COMMON.items()
-        if name not in {parameter.name for parameter in own}
+        for name, (annotation, default) in shared.items()
     ]
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + added
     command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]

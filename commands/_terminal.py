@@ -6,15 +6,26 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
+from calseg_cli.commands._session import forget_stdout
+
 _EVERY_SECONDS = 20.0
+
+
+class _Results(Console):
+    """A console that goes on when its reader has gone: the exit code is still to come."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        forget_stdout()
 
 
 def stdout_console(*, no_color: bool = False) -> Console:
     """Where results go. NO_COLOR, TERM=dumb and pipes are honoured; a pipe gets the width a table needs."""
     width = None if sys.stdout.isatty() else 200
-    return Console(no_color=no_color or None, width=width, highlight=False, soft_wrap=False)
+    return _Results(no_color=no_color or None, width=width, highlight=False, soft_wrap=False)
 
 
 class TerminalProgress:
@@ -106,5 +117,5 @@ def show_table(console: Console, title: str, headers: list[str], rows: list[list
     for number, header in enumerate(headers):
         drawn.add_column(header, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
     for row in rows:
-        drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
+        drawn.add_row(*(Text(cell) for cell in row))
     console.print(drawn)

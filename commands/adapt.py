@@ -48,8 +48,5 @@ def adapt(
     from calseg_cli.stages.adapt import adapt as stage
 
     trained = stage(resolved, checkpoint=checkpoint, resume=resume, force=force, progress=session.progress)
-    session.result(
-        {"network": trained.network, "log": trained.log},
-        lambda console: console.print(str(trained.network), soft_wrap=True),
-    )
+    session.path({"network": trained.network, "log": trained.log}, trained.network)
     session.next("calseg evaluate")

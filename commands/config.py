@@ -28,8 +28,6 @@ def schema(session: Session) -> None:
 
     Example: calseg config schema > calseg.schema.json
     """
-    import sys
-
     from calseg_cli.config import json_schema
 
-    sys.stdout.write(json_schema())
+    session.write(json_schema())

@@ -1,5 +1,6 @@
 """calseg demo: the main job from beginning to end on the embedded default."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,4 +29,4 @@ def demo(
     headers, rows = done.table
     session.result(done.document, lambda console: show_table(console, "", headers, rows))
     session.progress.note(f"report: {done.page}")
-    session.next(f"cd {folder} && calseg inspect {done.artifact}")
+    session.next(f"cd {shlex.quote(str(folder))} && calseg inspect {shlex.quote(str(done.artifact))}")

@@ -35,7 +35,7 @@ def init(
         write_template(path, "full" if full else "start")
     else:
         write_whole(path, _sample(sample))
-    session.result({"config": path}, lambda console: console.print(str(path), soft_wrap=True))
+    session.path({"config": path}, path)
     session.next("edit source and target in it, then calseg data check")
 
 

@@ -1,5 +1,6 @@
 """calseg predict: write a network's logits as an artifact."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from calseg_cli.commands._session import Session
 def predict(
     session: Session,
     images: Annotated[
-        Path | None, typer.Argument(help="Any folder of images, in place of a split of the configuration.")
+        Path | None, typer.Argument(help="An image or any folder of images, in place of a split of the configuration.")
     ] = None,
     *,
     checkpoint: Checkpoint = None,
@@ -56,11 +57,11 @@ def predict(
     done = stage(resolved, checkpoint=checkpoint, images=images, out=out, force=force, progress=session.progress)
     if done.pictures is not None:
         session.progress.note(f"pictures: {done.pictures}")
-    session.result(
+    session.path(
         {"artifact": done.artifact, "pictures": done.pictures, "images": done.images, "digest": done.digest},
-        lambda console: console.print(str(done.artifact), soft_wrap=True),
+        done.artifact,
     )
-    session.next(f"calseg evaluate --logits {done.artifact}")
+    session.next(f"calseg evaluate --logits {shlex.quote(str(done.artifact))}")
 
 
 def _numbers(text: str) -> list[float | str]:

@@ -55,8 +55,8 @@ def pretrain(
     from calseg_cli.stages.pretrain import pretrain as stage
 
     trained = stage(resolved, resume=resume, force=force, progress=session.progress)
-    session.result(
+    session.path(
         {"network": trained.network, "log": trained.log, "steps": trained.steps, "scores": trained.scores},
-        lambda console: console.print(str(trained.network), soft_wrap=True),
+        trained.network,
     )
     session.next("calseg adapt --method adabn")

@@ -1,5 +1,6 @@
 """calseg sample-data: the embedded default, two drawn street domains and a calseg.yaml."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,5 +24,5 @@ def sample_data(
     from calseg_cli.stages.sample_data import write_sample_folder
 
     made = write_sample_folder(folder, seed=seed, force=force, progress=session.progress)
-    session.result(made, lambda console: console.print(str(folder), soft_wrap=True))
-    session.next(f"{f'cd {folder} && ' if folder != Path() else ''}calseg pretrain")
+    session.path(made, folder)
+    session.next(f"{f'cd {shlex.quote(str(folder))} && ' if folder != Path() else ''}calseg pretrain")

@@ -24,6 +24,10 @@ def describe(path: Path) -> dict[str, Any]:
     if magic == _HDF5_MAGIC:
         with open_artifact(path) as artifact:
             return artifact.facts()
+    if not 2 <= int.from_bytes(magic, "little") <= path.stat().st_size:
+        raise ArtifactError(
+            f"{path} is no file of calseg's: neither HDF5 nor safetensors, or cut short", "check the path"
+        )
     return _describe_tensors(path)
 
 

@@ -25,7 +25,7 @@ from calseg_cli.config.values import (
     wrong_together,
 )
 
-FINE_BINS = 4800  # calibration counts are kept this fine; a coarser number of bins has to divide it
+FINE_BINS = 300  # counts of single images are kept this fine; a coarser number of bins has to divide it
 
 
 class Network(Section):

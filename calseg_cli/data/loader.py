@@ -125,7 +125,7 @@ def evaluation_samples(dataset: SegmentationDataset, workers: int = 0) -> Iterat
 
 def image_tensor(image: NDArray[np.uint8]) -> Tensor:
     """Pixels (H,W,3) as a tensor (3,H,W), float32 in [0,1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
+    return torch.from_numpy(image.transpose(2, 0, 1).copy(order="C")).float().div_(255)
 
 
 def _bare_image(dataset: SegmentationDataset, index: int) -> tuple[str, Tensor]:

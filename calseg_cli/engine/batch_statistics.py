@@ -1,11 +1,29 @@
 """Owns batch-norm statistics measured over a whole domain: pooled mean and variance in float64."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from calseg_cli.errors import DataError
+
+
+@contextmanager
+def too_small_for_batch_norm() -> Iterator[None]:
+    """Turn torch's complaint about a batch with one value a channel into one line."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "a batch is too small for batch normalisation: one of its layers sees a single value a channel",
+            "use larger images (size) or more of them together (batch_size)",
+        ) from error
 
 
 def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calseg_cli.data.loader import Batch
+from calseg_cli.engine.batch_statistics import too_small_for_batch_norm
 from calseg_cli.engine.checkpoint import random_state, restore_random_state
 from calseg_cli.engine.device import autocast
 from calseg_cli.engine.interrupt import StopRequest
@@ -146,7 +147,7 @@ def _accumulate(
     for _ in range(plan.accumulate):
         batch = next(batches).to(device)
         method.before_step(batch, step)
-        with autocast(device, plan.amp):
+        with autocast(device, plan.amp), too_small_for_batch_norm():
             terms = method(batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum() / plan.accumulate
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

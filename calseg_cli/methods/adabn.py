@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from calseg_cli.data.loader import Batch
-from calseg_cli.engine.batch_statistics import PooledStatistics, batch_norms
+from calseg_cli.engine.batch_statistics import PooledStatistics, batch_norms, too_small_for_batch_norm
 from calseg_cli.engine.method import Method
 from calseg_cli.errors import ConfigError
 
@@ -39,7 +39,7 @@ class AdaBN(Method):
         """No loss term: the sums of `statistics` grow."""
         assert batch.target_images is not None
         self.network.eval()
-        with torch.no_grad(), self.statistics:
+        with torch.no_grad(), too_small_for_batch_norm(), self.statistics:
             self.network(batch.target_images)
         return {}
 

@@ -42,7 +42,7 @@ SCORES: dict[str, Score] = {
     ),
     "over_confidence": Score("over-confidence", "lower", "calibration", "The part of the ECE from bins too sure."),
     "under_confidence": Score("under-confidence", "lower", "calibration", "The part of the ECE from bins too unsure."),
-    "mce": Score("MCE", "lower", "calibration", "The gap of the worst bin, however few pixels it has."),
+    "mce": Score("MCE", "lower", "calibration", "The gap of the worst bin among those with 100 pixels or more."),
     "rmsce": Score("RMSCE", "lower", "calibration", "Root mean square of the gaps: large gaps count more."),
     "ks": Score("KS", "lower", "calibration", "Largest cumulative gap between confidence and accuracy; needs no bins."),
     "noise_floor": Score(

@@ -22,7 +22,7 @@ from calseg_cli.stages.pretrain import Trained
 from calseg_cli.stages.run_folder import LOG, NETWORK, RunFolder, claim, find_network, release, run_folder
 from calseg_cli.stages.training import StageFolder
 
-OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, set a smaller target.size, or --amp bf16"
+OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
 
 
 def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bool, progress: Progress) -> Trained:
@@ -40,11 +40,12 @@ def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bo
     method = build_adaptation(name, loaded.network, **_network_options(config.adapt, name))
     images = domain.dataset(config.adapt.split, with_labels=False)
     folder = run.adapt(name)
+    stage = StageFolder(folder, _facts(resolved, loaded, name, str(device)), resolved, may_change=("pretrain.",))
     if claim(folder, resume=resume, force=force):
+        stage.check_finished()
         progress.note(f"{folder} is finished already; nothing to do")
         return _finished(folder)
     _note_layers(method, loaded, progress)
-    stage = StageFolder(folder, _facts(resolved, loaded, name, str(device)), resolved)
     stage.begin(resume=False)
     options = getattr(config.adapt, name)
     with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):

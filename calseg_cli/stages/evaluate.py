@@ -20,7 +20,7 @@ from calseg_cli.metrics.fine_histogram import check_bins
 from calseg_cli.metrics.image_rows import COARSE_BINS
 from calseg_cli.metrics.scores import Scores, read_scores
 from calseg_cli.metrics.tally import Tally
-from calseg_cli.report.data import ReportData
+from calseg_cli.report.data import Compared, ReportData
 from calseg_cli.report.page import write_page
 from calseg_cli.report.tables import class_rows, score_rows, to_csv, to_document, to_json
 from calseg_cli.stages.comparison import earlier_results
@@ -81,9 +81,10 @@ def evaluate(
     with memory_errors(OUT_OF_MEMORY):
         measured = _from_artifact(resolved, logits) if logits is not None else _from_network(resolved, run, checkpoint)
         road = measured.road
+        subset = evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
         progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
         tally = measure(road.stream(), len(road.dataset), len(road.class_names), edges=options.edges, progress=progress)
-        scores = _scores(resolved, road, tally)
+        scores = read_scores(tally, bins=options.bins, classes=subset, class_names=road.class_names)
         meta = _meta(resolved, measured)
         data = report_data(
             road,
@@ -94,11 +95,9 @@ def evaluate(
             title=f"{config.name}: {measured.name}",
             examples=options.examples if options.html else 0,
         )
-    data = replace(
-        data,
-        comparison=earlier_results(run.evaluate, measured.name, meta["protocol"], scores.num_images),
-        training=measured.training,
-    )
+    earlier = earlier_results(run.evaluate, measured.name, meta["protocol"], scores.num_images)
+    itself = Compared(measured.name, data.scores, data.reliability)
+    data = replace(data, comparison=[*earlier, itself] if earlier else [], training=measured.training)
     folder = out or run.evaluate / measured.name
     _write(folder, tally, meta, data, html=options.html)
     return Evaluated(scores, data, folder, options.html, check_thresholds(options.fail_if, scores))
@@ -112,6 +111,7 @@ class _Measured:
     name: str
     domain: str
     split: str
+    device: str
     training: list[dict[str, Any]]
 
 
@@ -122,8 +122,14 @@ def _from_network(resolved: Resolved, run: RunFolder, checkpoint: str | None) ->
     loaded = load_network(path, device, resolved)
     dataset = _labelled(resolved, loaded.class_names, options.domain, options.split)
     road = NetworkRoad(loaded, dataset, config.predict, device=device, workers=config.workers)
-    name = f"{short_name(path, run)}-{options.domain}-{options.split}"
-    return _Measured(road, name, options.domain, options.split, read_log(path.parent / LOG))
+    name = f"{short_name(path, run)}-{options.domain}-{options.split}{_part(resolved)}"
+    return _Measured(road, name, options.domain, options.split, str(device), read_log(path.parent / LOG))
+
+
+def _part(resolved: Resolved) -> str:
+    """A part of a split must not take the whole one's place."""
+    first = resolved.config.evaluate.max_items
+    return f"-first{first}" if first is not None else ""
 
 
 def _from_artifact(resolved: Resolved, path: Path) -> _Measured:
@@ -138,18 +144,12 @@ def _from_artifact(resolved: Resolved, path: Path) -> _Measured:
 
     domain, split = chosen("domain"), chosen("split")
     dataset = _labelled(resolved, names, domain, split)
-    return _Measured(ArtifactRoad(path, dataset), path.stem, domain, split, [])
+    return _Measured(ArtifactRoad(path, dataset), path.stem + _part(resolved), domain, split, "cpu", [])
 
 
 def _labelled(resolved: Resolved, class_names: Sequence[str], domain: str, split: str) -> SegmentationDataset:
     data = open_domain(resolved, domain, class_names)
     return data.dataset(split, with_labels=True, max_items=resolved.config.evaluate.max_items)
-
-
-def _scores(resolved: Resolved, road: Road, tally: Tally) -> Scores:
-    options = resolved.config.evaluate
-    subset = evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
-    return read_scores(tally, bins=options.bins, classes=subset, class_names=road.class_names)
 
 
 def _meta(resolved: Resolved, measured: _Measured) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _meta(resolved: Resolved, measured: _Measured) -> dict[str, Any]:
             seed=config.seed,
             config_digest=resolved.digest,
             parents=road.parents,
-            device=config.device,
+            device=measured.device,
         ),
         "config": resolved.to_dict(),
     }

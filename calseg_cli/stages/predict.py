@@ -9,18 +9,19 @@ from typing import Any
 from calseg_cli.artifacts.provenance import file_digest, provenance
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.config import Resolved
-from calseg_cli.data.catalog import IGNORE, find_items, find_layout, make_layout
+from calseg_cli.data.catalog import IGNORE, Item, Layout, find_items, find_layout, make_layout
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
 from calseg_cli.engine.infer import Prediction
 from calseg_cli.engine.progress import Progress
+from calseg_cli.errors import DataError
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pictures import write_prediction
 from calseg_cli.stages.roads import NetworkRoad, classes_table
 from calseg_cli.stages.run_folder import find_network, run_folder, short_name
 
-OUT_OF_MEMORY = "set a smaller size for the domain, fewer predict.scales, or --amp bf16"
+OUT_OF_MEMORY = "set a smaller size for the domain, or fewer predict.scales"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def predict(
     place = "-".join(origin.values())
     road = NetworkRoad(loaded, dataset, options, device=device, workers=config.workers)
     target = out or run.predict / f"{short_name(path, run)}-{place}.h5"
-    pictures = target.with_suffix("") if options.png else None
+    pictures = target.with_name(f"{target.stem}-pictures") if options.png else None
     writer = ArtifactWriter(
-        target, "logits", meta=_meta(resolved, road, origin), compression=options.compression, force=force
+        target, "logits", meta=_meta(resolved, road, origin, str(device)), compression=options.compression, force=force
     )
     progress.note(f"network {path}, {len(dataset)} images of {place}")
     progress.start("predicting", len(dataset))
@@ -83,13 +84,22 @@ def _dataset(
         dataset = domain.dataset(options.split, with_labels=False, max_items=options.max_items)
         return dataset, {"domain": options.domain, "split": options.split}
     layout = make_layout(find_layout("folders"), images="{path}.*", labels=None, class_names=loaded.class_names)
-    items = find_items(layout, images, "test", with_labels=False)[: options.max_items]
+    items = _given_images(layout, images)[: options.max_items]
     configured = getattr(resolved.config, options.domain)
     size = configured.size if configured is not None else None
     return SegmentationDataset(items, layout, size=size, with_labels=False), {"folder": images.resolve().name}
 
 
-def _meta(resolved: Resolved, road: NetworkRoad, origin: dict[str, str]) -> dict[str, Any]:
+def _given_images(layout: Layout, path: Path) -> list[Item]:
+    """One image file, or every image below a folder."""
+    if path.is_file():
+        return [Item(path.stem, path, None)]
+    if not path.is_dir():
+        raise DataError(f"there is no image or folder {path}", "name an image file or a folder that holds images")
+    return find_items(layout, path, "test", with_labels=False)
+
+
+def _meta(resolved: Resolved, road: NetworkRoad, origin: dict[str, str], device: str) -> dict[str, Any]:
     config = resolved.config
     return {
         "classes": classes_table(road.class_names, road.palette, IGNORE),
@@ -99,7 +109,7 @@ def _meta(resolved: Resolved, road: NetworkRoad, origin: dict[str, str]) -> dict
             seed=config.seed,
             config_digest=resolved.digest,
             parents=road.parents,
-            device=config.device,
+            device=device,
         ),
         "config": resolved.to_dict(),
     }

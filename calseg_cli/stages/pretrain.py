@@ -34,6 +34,15 @@ from calseg_cli.stages.training import StageFolder, run_loop
 
 OUT_OF_MEMORY = "lower --batch-size (and raise --accumulate), set a smaller source.size or crop, or --amp bf16"
 
+_MAY_CHANGE = (
+    "pretrain.steps",
+    "pretrain.log_every",
+    "pretrain.validate_every",
+    "pretrain.checkpoint_every",
+    "pretrain.keep",
+    "adapt.",
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -56,11 +65,9 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
     layout = source_classes(resolved)
     domain = open_domain(resolved, "source")
     training = domain.dataset("train", with_labels=True)
+    _check_labels(training)
     validation = _validation(domain.dataset, progress)
     device = choose_device(config.device)
-    if claim(folder, resume=resume, force=force):
-        progress.note(f"{folder} is finished already; nothing to do")
-        return _finished(folder)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     network = build_network(
         config.network.name, len(layout.class_names), init=config.network.init, options=config.network.options
@@ -83,15 +90,12 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
             "provenance": provenance(sys.argv, seed=config.seed, config_digest=resolved.digest, device=str(device)),
         },
         resolved,
-        may_change=(
-            "pretrain.steps",
-            "pretrain.log_every",
-            "pretrain.validate_every",
-            "pretrain.checkpoint_every",
-            "pretrain.keep",
-            "adapt.",
-        ),
+        may_change=_MAY_CHANGE,
     )
+    if claim(folder, resume=resume, force=force):
+        stage.check_finished(strict=("pretrain.steps",))
+        progress.note(f"{folder} is finished already; nothing to do")
+        return _finished(folder)
     validate = _validator(validation, stage, device, resolved, progress) if validation is not None else None
     with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         run_loop(
@@ -105,7 +109,6 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
             keep_all=options.keep == "all",
             progress=progress,
             stop=stop,
-            command="calseg pretrain",
         )
     release(folder)
     return _finished(folder)
@@ -144,6 +147,17 @@ def augmentation(options: Pretrain) -> Augmentation:
         color_strength=augment.color_strength,
         blur=augment.blur,
     )
+
+
+def _check_labels(training: SegmentationDataset) -> None:
+    """A few labels from all over the split: training on nothing looks like a loss of zero."""
+    places = range(0, len(training), max(1, len(training) // 16))
+    labels = [training.read_label(place) for place in places]
+    if all(label is None or bool((label == IGNORE).all()) for label in labels):
+        raise DataError(
+            f"none of {len(labels)} training labels holds a single pixel of a class",
+            "calseg data check counts the classes; ids and ignore say what the values mean",
+        )
 
 
 def _validation(dataset: Any, progress: Progress) -> SegmentationDataset | None:

@@ -27,7 +27,6 @@ def report_data(
     The pictures' predictions come by the same road again: a few images cost less than keeping all of them.
     """
     provenance = meta["provenance"]
-    evaluated = [number for number, row in enumerate(scores.classes) if row.evaluated]
     return ReportData(
         title=title,
         subtitle=f"{scores.num_images} images, {scores.num_valid:,} labelled pixels"
@@ -37,9 +36,9 @@ def report_data(
         protocol=meta["protocol"],
         provenance=provenance,
         reliability=_reliability(tally, bins),
-        class_names=[road.class_names[number] for number in evaluated],
+        class_names=road.class_names,
         classes=_class_rows(road, scores),
-        confusion=tally.confusion[np.ix_(evaluated, evaluated)],
+        confusion=tally.confusion,
         examples=list(_examples(road, scores, examples)),
         images=[
             {"id": r.id, "miou": r.miou, "ece": r.ece, "accuracy": r.accuracy, "confidence": r.confidence}

@@ -10,6 +10,7 @@ from calseg_cli.errors import ArtifactError, disk_errors
 NETWORK = "network.safetensors"
 RESUME = "resume.safetensors"
 LOG = "log.jsonl"
+_ASIDE = ".replaced"  # ends the name of a whole result that waits for its successor
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class RunFolder:
     def networks(self) -> list[Path]:
         """Every finished network of the run, the most recently written first."""
         found = [self.pretrain / NETWORK, *self.root.glob(f"4-adapt-*/{NETWORK}")]
-        return sorted((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        whole = [path for path in found if path.exists() and not path.parent.name.endswith(_ASIDE)]
+        return sorted(whole, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def run_folder(resolved: Resolved) -> RunFolder:
@@ -62,9 +64,9 @@ def find_network(run: RunFolder, asked: str | None) -> Path:
         return newest[0]
     path = Path(asked)
     named = [found for found in run.networks() if found.parent.name.partition("-")[2] == asked]
-    if path.is_dir() and (path / NETWORK).exists():
+    if (path / NETWORK).is_file():
         return path / NETWORK
-    if path.exists() or not named:
+    if path.is_file() or not named:
         return _existing(path, run)
     return named[0]
 
@@ -120,4 +122,4 @@ def release(folder: Path) -> None:
 
 
 def _aside(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".replaced")
+    return folder.with_name(folder.name + _ASIDE)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.config import Resolved
 from calseg_cli.engine.checkpoint import read_checkpoint, write_checkpoint
@@ -41,14 +42,21 @@ class StageFolder:
             (self.path / LOG).unlink(missing_ok=True)
             return None
         checkpoint = read_checkpoint(state_file)
-        self._refuse_changes(checkpoint.facts["config"])
+        self._refuse_changes(checkpoint.facts["config"], state_file)
         assert checkpoint.state is not None
         self._cut_log(int(checkpoint.state["step"]))
         return checkpoint.state
 
-    def _refuse_changes(self, before: Mapping[str, Any]) -> None:
+    def check_finished(self, *, strict: tuple[str, ...] = ()) -> None:
+        """Raise ArtifactError when the finished result is not what the configuration asks for.
+
+        What may change half way, such as the number of steps, may not change any more if it is in `strict`.
+        """
+        self._refuse_changes(read_facts(self.path / NETWORK)["config"], self.path / NETWORK, strict)
+
+    def _refuse_changes(self, before: Mapping[str, Any], file: Path, strict: tuple[str, ...] = ()) -> None:
         old, new = _leaves(before), _leaves(self.resolved.to_dict())
-        free = (*_FREE_TO_CHANGE, *self.may_change)
+        free = tuple(key for key in (*_FREE_TO_CHANGE, *self.may_change) if key not in strict)
         changed = [
             f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted({*old, *new})
@@ -56,7 +64,7 @@ class StageFolder:
         ]
         if changed:
             raise ArtifactError(
-                f"{self.path / RESUME} was begun with another configuration: {'; '.join(changed)}",
+                f"{file} was made with another configuration: {'; '.join(changed)}",
                 "take the change back, or start anew with --force or another name",
             )
 
@@ -104,7 +112,6 @@ def run_loop(
     keep_all: bool,
     progress: Progress,
     stop: StopRequest,
-    command: str,
 ) -> Path:
     """Train to the end, or leave a resumable state and raise StoppedError with the signal's exit code."""
 
@@ -127,7 +134,7 @@ def run_loop(
     if stop and done < plan.steps:
         raise stop.error(
             f"stopped at step {done} of {plan.steps}; everything so far is in {folder.path / RESUME}",
-            f"{command} --resume goes on from there",
+            "the same command with --resume goes on from there",
         )
     scores = validate_now(done)
     return folder.finish(done, method.deployed(), scores)

@@ -197,3 +197,104 @@ def test_a_tiny_disk(workspace, calseg):
         assert not (small / "x.h5").exists()
     finally:
         subprocess.run(["umount", str(small)], check=False)
+
+
+def test_a_failed_force_leaves_the_old_network_in_place(workspace, calseg):
+    explained(calseg("pretrain", "--force", "--network", "nonsense", cwd=workspace), 2, "nonsense")
+    assert (workspace / "runs/sample/1-pretrain/network.safetensors").exists()
+
+
+def test_bins_are_refused_before_anything_runs(workspace, calseg):
+    explained(calseg("pretrain", "--name", "x", "--set", "evaluate.bins=16", cwd=workspace), 2, "evaluate.bins")
+    assert not (workspace / "runs/x").exists()
+
+
+def test_sample_data_force_replaces_its_own_and_nothing_else(tmp_path, calseg):
+    assert calseg("sample-data", "d", cwd=tmp_path).code == 0
+    before = (tmp_path / "d/data/source/train/images/0000.png").read_bytes()
+    assert calseg("sample-data", "d", "--force", "--seed", "1", cwd=tmp_path).code == 0
+    assert (tmp_path / "d/data/source/train/images/0000.png").read_bytes() != before
+    (tmp_path / "mine/data").mkdir(parents=True)
+    (tmp_path / "mine/data/precious.png").write_bytes(b"x")
+    explained(calseg("sample-data", "mine", "--force", cwd=tmp_path), 4, "did not write")
+    assert (tmp_path / "mine/data/precious.png").exists()
+
+
+def test_signs_of_markup_in_paths_are_printed_as_they_are(workspace, calseg):
+    ran = calseg("predict", "--max-items", "1", "-o", "[red]x [b].h5", cwd=workspace)
+    assert ran.code == 0, ran.err
+    assert ran.out == "[red]x [b].h5\n"
+    assert "--logits '[red]x [b].h5'" in ran.err
+
+
+def test_pictures_never_take_the_artifacts_place(workspace, calseg):
+    ran = calseg("predict", "--png", "--max-items", "1", "-o", "plain", cwd=workspace)
+    assert ran.code == 0, ran.err
+    assert (workspace / "plain").is_file()
+    assert (workspace / "plain-pictures/label").is_dir()
+
+
+@pytest.mark.parametrize(
+    "words", [("predict", "-o", "file/x.h5"), ("evaluate", "-o", "file"), ("init", "file"), ("sample-data", "file/x")]
+)
+def test_places_that_cannot_be_written(workspace, calseg, words):
+    (workspace / "file").write_text("x")
+    ran = calseg(*words, cwd=workspace)
+    assert ran.code in (1, 2, 4), ran.err
+    assert "Traceback" not in ran.err
+    assert (workspace / "file").read_text() == "x"
+
+
+def test_the_next_command_speaks_of_the_same_run(workspace, calseg):
+    ran = calseg("pretrain", "--name", "a b", "--steps", "2", "--set", "pretrain.log_every=1", cwd=workspace)
+    assert "next: calseg adapt --method adabn --name 'a b' --set pretrain.log_every=1" in ran.err
+
+
+def test_a_finished_run_is_not_resumed_into_something_else(workspace, calseg):
+    ran = calseg("pretrain", "--resume", "--steps", "31", cwd=workspace)
+    explained(ran, 3, "pretrain.steps: was 30, is 31")
+
+
+def test_a_folder_called_like_a_stage_hides_nothing(workspace, calseg):
+    (workspace / "pretrain").mkdir()
+    assert calseg("evaluate", "--checkpoint", "pretrain", "--max-items", "1", cwd=workspace).code == 0
+
+
+def test_a_set_aside_result_is_not_taken_for_the_newest(workspace, calseg):
+    folder = workspace / "runs/sample/4-adapt-adabn.replaced"
+    shutil.copytree(workspace / "runs/sample/1-pretrain", folder)
+    (folder / "network.safetensors").touch()
+    ran = calseg("evaluate", "--max-items", "1", cwd=workspace)
+    assert "pretrain-target-test" in ran.err
+
+
+def test_a_reader_that_leaves_early_is_no_error(workspace):
+    line = f"{sys.executable} -m calseg_cli evaluate --max-items 2 --fail-if 'ece>0' | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_standard_output_is_one_line(workspace):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    line = f"{sys.executable} -m calseg_cli config schema > /dev/full"
+    done = subprocess.run(["bash", "-c", line], cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert "Traceback" not in done.stderr
+
+
+def test_training_on_nothing_is_refused(workspace, calseg):
+    for path in (workspace / "data/source/train/labels").iterdir():
+        Image.fromarray(np.full((96, 160), 255, np.uint8)).save(path)
+    explained(calseg("pretrain", "--name", "x", cwd=workspace), 4, "single pixel of a class")
+
+
+def test_images_too_small_for_batch_norm(workspace, calseg):
+    ran = calseg("adapt", "--batch-size", "1", "--set", "target.size=[2, 2]", cwd=workspace)
+    explained(ran, 4, "too small for batch normalisation")
+
+
+def test_commands_without_a_configuration_take_none(tmp_path, calseg):
+    assert calseg("init", "--set", "a=1", cwd=tmp_path).code == 2
+    assert not (tmp_path / "calseg.yaml").exists()
