@@ -37,11 +37,11 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _check_length(path: Path, header: dict[str, Any], present: int) -> None:
-    ends = [
-        entry["data_offsets"][1]
-        for name, entry in header.items()
-        if name != "__metadata__" and isinstance(entry, dict) and "data_offsets" in entry
-    ]
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        [int(length) for name, entry in header.items() if name != "__metadata__" for length in entry["shape"]]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise _damaged(path, "its table of tensors cannot be read") from error
     if max(ends, default=0) != present:
         raise ArtifactError(
             f"{path} is incomplete: {present} bytes of tensors, {max(ends, default=0)} announced", "write it again"
@@ -51,16 +51,43 @@ def _check_length(path: Path, header: dict[str, Any], present: int) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """What a calseg checkpoint says of itself: network, classes, step, config, provenance.
 
-    Raises ArtifactError for a file of another kind or of a newer format.
+    Raises ArtifactError for a file of another kind, of a newer format, or with a damaged description.
     """
     metadata = read_header(path).get("__metadata__") or {}
-    if FACTS not in metadata:
+    if not isinstance(metadata, dict) or FACTS not in metadata:
         raise ArtifactError(
             f"{path} holds tensors but is no calseg checkpoint", "give it as network.init to start from its weights"
         )
-    facts = json.loads(metadata[FACTS])
+    try:
+        facts = json.loads(metadata[FACTS])
+        schema = int(str(facts["schema"]).split(".")[0])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, "its description cannot be read") from error
     if facts.get("format") != CHECKPOINT_FORMAT:
         raise ArtifactError(f"{path} is no calseg checkpoint", "name the network.safetensors of a stage")
-    if int(str(facts.get("schema", "0")).split(".")[0]) > CHECKPOINT_SCHEMA[0]:
+    if schema > CHECKPOINT_SCHEMA[0]:
         raise ArtifactError(f"{path} was written in format {facts['schema']} by a newer calseg", "upgrade calseg")
+    if not _describes_a_network(facts):
+        raise _damaged(path, "it does not say which network and classes it holds")
     return dict(facts)
+
+
+def _describes_a_network(facts: dict[str, Any]) -> bool:
+    network, classes = facts.get("network"), facts.get("classes")
+    if not isinstance(network, dict) or not isinstance(classes, dict):
+        return False
+    names, palette = classes.get("names"), classes.get("palette")
+    return (
+        isinstance(network.get("name"), str)
+        and isinstance(network.get("options"), dict)
+        and isinstance(names, list)
+        and isinstance(palette, list)
+        and len(names) == len(palette) == network.get("num_classes")
+        and all(isinstance(color, list) and len(color) == 3 for color in palette)
+        and isinstance(facts.get("config"), dict)
+        and isinstance(facts.get("tensors_sha256"), str)
+    )
+
+
+def _damaged(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"{path} is damaged: {what}", "write or copy it again")

@@ -123,7 +123,7 @@ class ArtifactWriter:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ArtifactError(
                     f"{key} of {name!r} holds values that are not finite in {array.dtype}",
-                    "--logits-dtype float32 keeps what float16 cannot hold; NaN means the network is broken",
+                    "predict.logits_dtype=float32 keeps what float16 cannot hold; NaN means the network is broken",
                 )
         return sorted(arrays)
 

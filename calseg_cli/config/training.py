@@ -23,8 +23,8 @@ class Pretrain(Section):
     steps: Int = key(600, "Optimiser steps; at least 1.", ge=1)
     batch_size: Int = key(4, "Images a batch; at least 1.", ge=1)
     optimizer: Literal["adamw", "sgd"] = key("adamw", "adamw or sgd.")
-    lr: Positive = key(2e-4, "Encoder's learning rate at its highest; above 0.")
-    head_lr: Positive = key(2e-3, "Head's learning rate at its highest; above 0.")
+    lr: Positive = key(2e-4, "Encoder's learning rate at its highest; above 0, at most 1000.", le=1000)
+    head_lr: Positive = key(2e-3, "Head's learning rate at its highest; above 0, at most 1000.", le=1000)
     weight_decay: Float = key(0.01, "Weight decay; at least 0.", ge=0)
     momentum: Float = key(0.9, "Momentum of sgd, 0 to below 1.", ge=0, lt=1)
     schedule: Literal["poly", "constant", "cosine"] = key(

@@ -1,5 +1,6 @@
 """Owns checkpoints: one safetensors file of tensors and JSON, written whole or not at all, read without pickle."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,13 +45,14 @@ def write_checkpoint(
     """
     tensors = {_NETWORK + name: tensor for name, tensor in network.items()}
     plain = _flatten(state, _STATE, tensors) if state is not None else None
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     described = {
         "format": CHECKPOINT_FORMAT,
         "schema": f"{CHECKPOINT_SCHEMA[0]}.{CHECKPOINT_SCHEMA[1]}",
         **facts,
         "state": plain,
+        "tensors_sha256": tensors_digest(ready),
     }
-    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_whole(path, save(ready, {FACTS: json.dumps(described, sort_keys=True)}))
 
 
@@ -61,9 +63,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error})", "write or copy it again") from error
+    if facts.pop("tensors_sha256") != tensors_digest(tensors):
+        raise ArtifactError(f"{path} is damaged: its tensors are not those that were written", "write or copy it again")
     plain = facts.pop("state", None)
     network = {name.removeprefix(_NETWORK): t for name, t in tensors.items() if name.startswith(_NETWORK)}
     return Checkpoint(path, facts, network, _unflatten(plain, tensors) if plain is not None else None)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes; safetensors itself notices no flipped bit."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

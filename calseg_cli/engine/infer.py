@@ -71,7 +71,7 @@ def predict(
             if not bool(torch.isfinite(stored).all()):
                 raise CalsegError(
                     f"the logits of {name} are not finite in {dtype}",
-                    "--logits-dtype float32 if they are merely large; NaN means that the network is broken",
+                    "set predict.logits_dtype=float32 if they are merely large; NaN means that the network is broken",
                 )
             yield Prediction(name, stored, geometry, label)
 

@@ -92,6 +92,9 @@ def train(
         norm = _update(method, optimizer, scaler, plan)
         method.after_step(step)
         done = step + 1
+        saves = bool(stop) or done == plan.steps or bool(plan.checkpoint_every and done % plan.checkpoint_every == 0)
+        if saves:
+            _check_finite(done, terms)  # before a broken state takes a good one's place
         if done % plan.log_every == 0 or done == plan.steps:
             record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock))
             hooks.log(record)
@@ -99,7 +102,7 @@ def train(
         progress.advance()
         if plan.validate_every and done % plan.validate_every == 0 and done != plan.steps:
             hooks.validate(done)
-        if stop or done == plan.steps or (plan.checkpoint_every and done % plan.checkpoint_every == 0):
+        if saves or stop:
             hooks.save(done, _state(done, method, optimizer, scaler))
         if stop:
             break
@@ -173,14 +176,8 @@ def _update(
 def _record(
     step: int, terms: dict[str, Tensor], norm: Tensor | None, optimizer: torch.optim.Optimizer, seconds: float
 ) -> dict[str, Any]:
-    """One line of the log. Checked here and not every step: reading a number makes a GPU wait."""
-    values = {name: float(term) for name, term in terms.items()}
-    if not all(math.isfinite(value) for value in values.values()):
-        broken = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-        raise StoppedError(
-            f"the loss is no longer finite at step {step} (term {broken})",
-            "lower the learning rate or set clip_norm; with amp fp16 try bf16. The last checkpoint is untouched",
-        )
+    """One line of the log."""
+    values = _check_finite(step, terms)
     return {
         "event": "step",
         "step": step,
@@ -190,6 +187,18 @@ def _record(
         "grad_norm": float(norm) if norm is not None else None,
         "seconds": round(seconds, 3),
     }
+
+
+def _check_finite(step: int, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The terms as numbers. Looked at when logged or saved, not every step: reading a number makes a GPU wait."""
+    values = {name: float(term) for name, term in terms.items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise StoppedError(
+            f"the loss is no longer finite at step {step} (term {', '.join(broken)})",
+            "lower the learning rate or set clip_norm; with amp fp16 try bf16. The last saved state is from before",
+        )
+    return values
 
 
 def _state(step: int, method: Method, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> State:

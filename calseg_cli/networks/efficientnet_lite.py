@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,9 +26,10 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_TAPS = {2: 24, 4: 40, 10: 112, 15: 320}  # last block before each stride 4, 8, 16, 32 ends -> its channels
+_TAPS = {0: 16, 2: 24, 4: 40, 10: 112, 15: 320}  # last block before each stride 2, 4, 8, 16, 32 ends -> its channels
 _EPS = 1e-3  # as the weights were trained
 _FEATURES = 96
+_DETAIL = 32
 
 
 class SameConv2d(nn.Conv2d):
@@ -70,7 +72,7 @@ class MobileBlock(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Maps of 24, 40, 112 and 320 channels at strides 4, 8, 16, 32; 4.65 M parameters with its classifier.
+    """Maps of 16, 24, 40, 112, 320 channels at strides 2, 4, 8, 16, 32; 4.65 M parameters with its classifier.
 
     `num_labels` adds the ImageNet head, which segmentation does not use, and with it `label_logits`.
     """
@@ -92,7 +94,7 @@ class EfficientNetLite0(nn.Module):
             self._fc = nn.Linear(1280, num_labels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Four maps, finest first."""
+        """Five maps, finest first."""
         entering = F.relu6(self._bn0(self._conv_stem(images)))
         maps = []
         for number, block in enumerate(self._blocks):
@@ -109,27 +111,38 @@ class EfficientNetLite0(nn.Module):
 
 
 class LiteHead(Head):
-    """The maps of four strides brought to 96 channels, added from coarse to fine, smoothed at stride 4."""
+    """The maps of five strides brought to stride 4, side by side, then mixed into 96 features.
 
-    def __init__(self, num_classes: int, features: int = _FEATURES) -> None:
+    The map at stride 2 comes in through a strided convolution: poles and signs are two pixels wide at 240x320.
+    """
+
+    def __init__(self, num_classes: int, features: int = _FEATURES, detail: int = _DETAIL) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, features, 1, bias=False), nn.BatchNorm2d(features))
-            for width in _TAPS.values()
-        )
-        self.smooth = nn.Sequential(
-            nn.Conv2d(features, features, 3, padding=1, bias=False), nn.BatchNorm2d(features), nn.ReLU(inplace=True)
-        )
+        finest, *coarser = _TAPS.values()
+        self.detail = _convolution(finest, detail, 3, stride=2)
+        self.laterals = nn.ModuleList(_convolution(width, features, 1) for width in coarser)
+        self.mix = _convolution(detail + features * len(coarser), features, 1)
+        self.smooth = _convolution(features, features, 3)
         self.classifier = nn.Conv2d(features, num_classes, 1)
 
     def fuse(self, maps: Sequence[Tensor]) -> Tensor:
         """Features (B,96,h,w) at stride 4."""
-        sides = [lateral(entering) for lateral, entering in zip(self.laterals, maps, strict=True)]
-        total: Tensor = sides[-1]
-        for side in reversed(sides[:-1]):
-            total = side + F.interpolate(F.relu(total), size=side.shape[-2:], mode="bilinear", align_corners=False)
-        features: Tensor = self.smooth(F.relu(total))
+        finest, *coarser = maps
+        size = coarser[0].shape[-2:]
+        sides = [
+            F.interpolate(lateral(entering), size=size, mode="bilinear", align_corners=False)
+            for lateral, entering in zip(self.laterals, coarser, strict=True)
+        ]
+        features: Tensor = self.smooth(self.mix(torch.cat([self.detail(finest), *sides], dim=1)))
         return features
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 def build_efficientnet_lite(num_classes: int, *, momentum: float = 0.1) -> Network:

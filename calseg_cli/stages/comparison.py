@@ -18,18 +18,15 @@ def earlier_results(evaluations: Path, name: str, protocol: dict[str, Any], num_
     found = []
     files = sorted(evaluations.glob("*/scores.json"), key=lambda path: path.stat().st_mtime_ns)
     for path in files:
-        document = _read(path) if path.parent.name != name else None
-        if document is not None and document["num_images"] == num_images and _same(document["protocol"], protocol):
-            found.append(Compared(path.parent.name, _numbers(document["scores"]), _reliability(document)))
+        if path.parent.name == name:
+            continue
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["num_images"] == num_images and _same(document["protocol"], protocol):
+                found.append(Compared(path.parent.name, _numbers(document["scores"]), _reliability(document)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
     return found
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return document if {"num_images", "protocol", "scores", "reliability"} <= document.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:

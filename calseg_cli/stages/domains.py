@@ -87,6 +87,8 @@ def evaluation_subset(
     if names is None and preset is None:
         return None
     wanted = list(names) if names is not None else list(_PRESETS[int(preset or 0)])
+    if len(set(wanted)) != len(wanted):
+        raise ConfigError("evaluate.classes names a class twice", "each counts once in a mean")
     missing = [name for name in wanted if name not in class_names]
     if missing:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Owns `calseg pretrain`: a labelled source folder becomes a network, with its calibration measured on the way."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Plan
-from calseg_cli.errors import DataError
+from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.methods.source import Source, inverse_frequency_weights
 from calseg_cli.metrics.scores import read_scores
 from calseg_cli.networks.build import build_network
@@ -34,6 +35,7 @@ from calseg_cli.stages.training import StageFolder, run_loop
 
 OUT_OF_MEMORY = "lower --batch-size (and raise --accumulate), set a smaller source.size or crop, or --amp bf16"
 
+_TOLD = {"miou": "mIoU", "ece": "ECE", "nll": "NLL"}
 _MAY_CHANGE = (
     "pretrain.steps",
     "pretrain.log_every",
@@ -174,6 +176,11 @@ def _class_weights(options: Pretrain, dataset: SegmentationDataset) -> torch.Ten
     if weights == "none":
         return None
     if not isinstance(weights, str):
+        if len(weights) != dataset.num_classes:
+            raise ConfigError(
+                f"pretrain.class_weights holds {len(weights)} numbers for {dataset.num_classes} classes",
+                "give one number a class, in the order of the classes",
+            )
         return torch.tensor(weights, dtype=torch.float32)
     pixels = torch.from_numpy(dataset.count_pixels())
     return inverse_frequency_weights(pixels, power=0.5 if weights == "sqrt-inverse" else 1.0)
@@ -191,6 +198,7 @@ def _validator(
             network,  # type: ignore[arg-type]
             evaluation_samples(dataset, resolved.config.workers),
             device=device,
+            dtype=resolved.config.predict.logits_dtype,
         )
         tally = measure(predictions, len(dataset), dataset.num_classes, edges=options.edges, progress=progress)
         scores = read_scores(tally, bins=options.bins, class_names=dataset.layout.class_names)
@@ -202,7 +210,8 @@ def _validator(
             }
             write_tally(stage.path / "checkpoints" / f"step-{step:06d}.h5", tally, meta, force=True)
         shown = {name: getattr(scores, name) for name in ("miou", "macc", "ece", "signed_gap", "nll")}
-        progress.note(f"step {step}: source val mIoU {scores.miou:.3f}, ECE {scores.ece:.4f}, NLL {scores.nll:.3f}")
+        told = [f"{label} {shown[name]:.4f}" for name, label in _TOLD.items() if not math.isnan(shown[name])]
+        progress.note(f"step {step}: source val {', '.join(told) or 'holds no labelled pixel'}")
         return shown
 
     return validate

@@ -18,10 +18,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
 def _row(run: Path, path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            "name": f"{run.name}/{path.parent.name}",
-            "scores": document["scores"],
-            "images": document["num_images"],
-        }
-    except (ValueError, KeyError) as error:
+        name = f"{run.name}/{path.parent.name}"
+        return {"name": name, "scores": dict(document["scores"]), "images": int(document["num_images"])}
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged", "run `calseg evaluate` again") from error

@@ -31,7 +31,8 @@ def check_thresholds(conditions: Sequence[str], scores: Scores) -> list[str]:
         name, compare, limit = parse_condition(condition)
         value = float(getattr(scores, name))
         if math.isnan(value) or _COMPARE[compare](value, limit):
-            failed.append(f"{name} is {value:.6g}, and {condition.strip()} was to fail")
+            shown = "n/a" if math.isnan(value) else f"{value:.6g}"
+            failed.append(f"{name} is {shown}, and {condition.strip()} was to fail")
     return failed
 
 

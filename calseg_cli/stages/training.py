@@ -145,10 +145,9 @@ def void(value: object) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log.jsonl; a last line that was cut is left out, and a log that is missing is empty."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _is_whole(line)]
+    """The records of a log.jsonl; damaged lines are left out, and a log that is missing is empty."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [record for line in lines if (record := _record(line)) is not None]
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -161,8 +160,12 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _is_whole(line: str) -> bool:
-    return line.startswith("{") and line.endswith("}")
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _nan_to_null(value: Any) -> Any:

@@ -8,7 +8,12 @@ from calseg_cli.artifacts.describe import describe
 from calseg_cli.engine.checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
 from calseg_cli.errors import ArtifactError
 
-FACTS = {"classes": {"names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]}, "network": {"name": "tiny"}, "step": 3}
+FACTS = {
+    "classes": {"names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]},
+    "network": {"name": "tiny", "options": {}, "num_classes": 2},
+    "config": {},
+    "step": 3,
+}
 
 
 def optimiser_state():
@@ -86,3 +91,46 @@ def test_describe_needs_no_torch(tmp_path):
     facts = describe(tmp_path / "c")
     assert facts["values"] == 10
     assert facts["classes"]["names"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("place", [0.5, 0.9, 1.0])
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, place):
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, {"a": torch.rand(500), "b": torch.rand(3).bfloat16()}, FACTS)
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[min(len(content) - 1, start + int(place * (len(content) - start)))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="not those that were written"):
+        read_checkpoint(path)
+
+
+def test_any_damage_of_the_header_is_an_error_of_ours(tmp_path):
+    path = tmp_path / "c.safetensors"
+    write_checkpoint(path, {"a": torch.rand(5)}, FACTS, {"step": 1})
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    for position in range(8, 8 + length, 3):
+        for bit in (1, 16):
+            content = bytearray(whole)
+            content[position] ^= bit
+            path.write_bytes(content)
+            for read in (read_checkpoint, describe):
+                try:
+                    read(path)
+                except ArtifactError:
+                    continue
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {**FACTS, "classes": {"names": ["a"], "palette": [[0, 0, 0]]}},
+        {**FACTS, "network": {"name": "tiny", "options": 3, "num_classes": 2}},
+        {key: value for key, value in FACTS.items() if key != "network"},
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(tmp_path, facts):
+    write_checkpoint(tmp_path / "c", {}, facts)
+    with pytest.raises(ArtifactError, match="which network and classes"):
+        read_checkpoint(tmp_path / "c")

@@ -15,6 +15,12 @@ from calseg_cli.engine.progress import Silent
 from calseg_cli.engine.train import Hooks, Plan, build_optimizer, train
 from calseg_cli.errors import StoppedError
 
+FACTS = {
+    "classes": {"names": ["a"], "palette": [[0, 0, 0]]},
+    "network": {"name": "fit", "options": {}, "num_classes": 1},
+    "config": {},
+}
+
 
 class Fit(Method):
     """Cross-entropy of a small network with dropout, which needs the generator's state on resume."""
@@ -89,7 +95,7 @@ def test_resume_is_bit_for_bit(tmp_path, optimizer, cut):
     saved = {}
 
     def save(step, state):
-        write_checkpoint(tmp_path / f"{step}", {}, {}, copy.deepcopy(state))
+        write_checkpoint(tmp_path / f"{step}", {}, FACTS, copy.deepcopy(state))
         saved[step] = tmp_path / f"{step}"
 
     whole, _ = run(plan, on_save=save)

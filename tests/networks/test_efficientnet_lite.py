@@ -55,9 +55,15 @@ def test_padding_is_tensorflow_s(kernel: int, stride: int, size: tuple[int, int]
             torch.testing.assert_close(answer[row, column], expected)
 
 
-def test_maps_lie_at_four_strides() -> None:
+def test_maps_lie_at_five_strides() -> None:
     maps = EfficientNetLite0()(torch.rand(1, 3, 65, 100))
-    assert [tuple(level.shape[1:]) for level in maps] == [(24, 17, 25), (40, 9, 13), (112, 5, 7), (320, 3, 4)]
+    assert [tuple(level.shape[1:]) for level in maps] == [
+        (16, 33, 50),
+        (24, 17, 25),
+        (40, 9, 13),
+        (112, 5, 7),
+        (320, 3, 4),
+    ]
 
 
 def test_imagenet_logits_barely_move_with_a_mirrored_image(imagenet: EfficientNetLite0) -> None:
