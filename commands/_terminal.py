@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
@@ -118,4 +119,6 @@ def show_table(console: Console, title: str, headers: list[str], rows: list[list
         drawn.add_column(header, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
+    # A terminal that is too narrow wraps whole lines; rich would drop columns and digits without a sign.
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), drawn).maximum)
     console.print(drawn)

@@ -28,6 +28,8 @@ def init(
     from calseg_cli.artifacts.whole_file import write_whole
     from calseg_cli.config import write_template
 
+    if full and sample is not None:
+        raise ConfigError("--full and --sample exclude each other", "--sample writes a shipped file as it is")
     path = folder / "calseg.yaml"
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "--force replaces it")

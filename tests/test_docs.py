@@ -213,7 +213,7 @@ def test_commands_in_examples_parse(page, line):
             context = command.make_context(command.name, list(words), parent=context)
     if not hasattr(command, "commands"):
         given = command.make_context(command.name, words, parent=context).params
-        for text in given["sets"] or ():
+        for text in given.get("sets") or ():
             assert find_key(tuple(text.partition("=")[0].split("."))) is not None, text
 
 

@@ -1,5 +1,6 @@
 """Owns the header of a safetensors checkpoint, read without torch so that `calseg inspect` is instant."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,11 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} holds tensors but is no calseg checkpoint", "give it as network.init to start from its weights"
         )
+    digest, _, text = str(metadata[FACTS]).partition("\n")
+    if digest != text_digest(text):
+        raise _damaged(path, "its description is not the one that was written")
     try:
-        facts = json.loads(metadata[FACTS])
+        facts = json.loads(text)
         schema = int(str(facts["schema"]).split(".")[0])
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(path, "its description cannot be read") from error
@@ -70,6 +74,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not _describes_a_network(facts):
         raise _damaged(path, "it does not say which network and classes it holds")
     return dict(facts)
+
+
+def text_digest(text: str) -> str:
+    """sha256 of a text, which stands on the line before it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _describes_a_network(facts: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from calseg_cli.artifacts.tensors_file import CHECKPOINT_FORMAT, CHECKPOINT_SCHEMA, FACTS, read_facts
+from calseg_cli.artifacts.tensors_file import CHECKPOINT_FORMAT, CHECKPOINT_SCHEMA, FACTS, read_facts, text_digest
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.errors import ArtifactError
 
@@ -53,7 +53,8 @@ def write_checkpoint(
         "state": plain,
         "tensors_sha256": tensors_digest(ready),
     }
-    write_whole(path, save(ready, {FACTS: json.dumps(described, sort_keys=True)}))
+    text = json.dumps(described, sort_keys=True)
+    write_whole(path, save(ready, {FACTS: f"{text_digest(text)}\n{text}"}))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

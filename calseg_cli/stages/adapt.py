@@ -4,13 +4,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calseg_cli.artifacts.provenance import provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Resolved
+from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import sweep as sweep_images
 from calseg_cli.engine.batch_statistics import batch_norms
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.interrupt import stop_on_signals
+from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import sweep
@@ -19,7 +22,7 @@ from calseg_cli.methods import ADAPTATIONS, build_adaptation
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pretrain import Trained
-from calseg_cli.stages.run_folder import LOG, NETWORK, RunFolder, claim, find_network, release, run_folder
+from calseg_cli.stages.run_folder import LOG, NETWORK, RunFolder, claim, find_network, release, run_folder, sole_writer
 from calseg_cli.stages.training import StageFolder
 
 OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
@@ -41,30 +44,43 @@ def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bo
     images = domain.dataset(config.adapt.split, with_labels=False)
     folder = run.adapt(name)
     stage = StageFolder(folder, _facts(resolved, loaded, name, str(device)), resolved, may_change=("pretrain.",))
-    if claim(folder, resume=resume, force=force):
-        stage.check_finished()
-        progress.note(f"{folder} is finished already; nothing to do")
-        return _finished(folder)
-    _note_layers(method, loaded, progress)
-    stage.begin(resume=False)
-    options = getattr(config.adapt, name)
-    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
-        progress.start(f"adapting ({name})", len(images) * options.passes)
-        for number in range(options.passes):
-            batches = sweep_images(
-                images,
-                options.batch_size,
-                workers=config.workers,
-                shuffle_seed=config.seed + number if options.shuffle else None,
-            )
-            sweep(method, batches, device=device, progress=progress, stop=stop)
-            if stop:
-                raise stop.error(f"stopped before the end; {folder} holds no network", "run the same command again")
-        progress.finish()
-    stage.log({"event": "adapted", "method": name, "images": len(images), "step": 0})
-    stage.finish(0, method.deployed(), None)
-    release(folder)
+    with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+        if claim(folder, resume=resume, force=force):
+            stage.check_finished()
+            progress.note(f"{folder} is finished already; nothing to do")
+            return _finished(folder)
+        _note_layers(method, loaded, progress)
+        stage.begin(resume=False)
+        _sweep(method, images, resolved, device, progress, stop)
+        stage.log({"event": "adapted", "method": name, "images": len(images), "step": 0})
+        stage.finish(0, method.deployed(), None)
+        release(folder)
     return _finished(folder)
+
+
+def _sweep(
+    method: Method,
+    images: SegmentationDataset,
+    resolved: Resolved,
+    device: torch.device,
+    progress: Progress,
+    stop: StopRequest,
+) -> None:
+    """Show the method every image, `passes` times, each pass in an order of its own."""
+    config = resolved.config
+    options = getattr(config.adapt, method.name)
+    progress.start(f"adapting ({method.name})", len(images) * options.passes)
+    for number in range(options.passes):
+        batches = sweep_images(
+            images,
+            options.batch_size,
+            workers=config.workers,
+            shuffle_seed=config.seed + number if options.shuffle else None,
+        )
+        sweep(method, batches, device=device, progress=progress, stop=stop)
+        if stop:
+            raise stop.error(f"stopped before the end of {method.name}; no network was written", "run it again")
+    progress.finish()
 
 
 def _source_network(run: RunFolder) -> Path:

@@ -35,6 +35,8 @@ def check_domains(resolved: Resolved, *, domain: str | None, split: str | None, 
     """
     names = [name for name in ("source", "target") if getattr(resolved.config, name) is not None]
     if domain is not None:
+        if domain not in ("source", "target"):
+            raise ConfigError(f"--domain: there is no domain {domain!r}", "it is source or target")
         names = [domain]
     if not names:
         raise ConfigError("no domain is configured", "add `source:` and `target:`; `calseg init` shows how")

@@ -29,7 +29,7 @@ from calseg_cli.networks.build import build_network
 from calseg_cli.stages.domains import open_domain, source_classes
 from calseg_cli.stages.measuring import measure
 from calseg_cli.stages.networks import network_facts
-from calseg_cli.stages.run_folder import LOG, NETWORK, claim, release, run_folder
+from calseg_cli.stages.run_folder import LOG, NETWORK, claim, release, run_folder, sole_writer
 from calseg_cli.stages.tally_file import write_tally
 from calseg_cli.stages.training import StageFolder, run_loop
 
@@ -94,12 +94,11 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
         resolved,
         may_change=_MAY_CHANGE,
     )
-    if claim(folder, resume=resume, force=force):
-        stage.check_finished(strict=("pretrain.steps",))
-        progress.note(f"{folder} is finished already; nothing to do")
-        return _finished(folder)
-    validate = _validator(validation, stage, device, resolved, progress) if validation is not None else None
-    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+    with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+        if claim(folder, resume=resume, force=force):
+            stage.check_finished(strict=("pretrain.steps",))
+            progress.note(f"{folder} is finished already; nothing to do")
+            return _finished(folder)
         run_loop(
             stage,
             method,
@@ -107,12 +106,12 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
             plan(options),
             resume=resume,
             device=device,
-            validate=validate,
+            validate=_validator(validation, stage, device, resolved, progress) if validation is not None else None,
             keep_all=options.keep == "all",
             progress=progress,
             stop=stop,
         )
-    release(folder)
+        release(folder)
     return _finished(folder)
 
 

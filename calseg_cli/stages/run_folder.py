@@ -1,8 +1,12 @@
 """Owns where a run keeps its results: numbered folders in the order of work, and how a later stage finds an earlier."""
 
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from calseg_cli.config import Resolved
 from calseg_cli.errors import ArtifactError, disk_errors
@@ -86,6 +90,34 @@ def short_name(checkpoint: Path, run: RunFolder) -> str:
     if checkpoint.parent.name == "checkpoints":
         return f"{checkpoint.parent.parent.name.partition('-')[2]}-{checkpoint.stem}"
     return checkpoint.parent.name if checkpoint.name == NETWORK else checkpoint.stem
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a stage's folder for this process alone. Raises ArtifactError where another process works in it.
+
+    The system lets go of the lock when a process ends, however it ends, so there is no stale one to remove.
+    """
+    lock = folder.with_name(f".{folder.name}.lock")
+    with disk_errors(lock):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("w")
+    with stream:
+        try:
+            _lock(stream)
+        except BlockingIOError as error:
+            raise ArtifactError(f"another calseg works in {folder} now", "wait for it, or give --name") from error
+        # The file stays: removing it would let a third process lock another file of the same name.
+        yield
+
+
+def _lock(stream: IO[str]) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    with suppress(NotImplementedError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def claim(folder: Path, *, resume: bool, force: bool, finished: str = NETWORK) -> bool:

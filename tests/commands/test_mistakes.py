@@ -298,3 +298,45 @@ def test_images_too_small_for_batch_norm(workspace, calseg):
 def test_commands_without_a_configuration_take_none(tmp_path, calseg):
     assert calseg("init", "--set", "a=1", cwd=tmp_path).code == 2
     assert not (tmp_path / "calseg.yaml").exists()
+
+
+def test_unknown_domain(workspace, calseg):
+    explained(calseg("data", "check", "--domain", "moon", cwd=workspace), 2, "moon")
+
+
+def test_init_takes_one_start(tmp_path, calseg):
+    explained(calseg("init", "--full", "--sample", "sample", cwd=tmp_path), 2, "exclude each other")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("6-evaluate/x/scores.json", '{"num_images": 40, "protocol": 3}'),
+        ("1-pretrain/log.jsonl", "{bad}\n[1]\n{}\n"),
+    ],
+)
+def test_damaged_files_beside_do_not_stop_a_measurement(workspace, calseg, name, damage):
+    path = workspace / "runs/sample" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(damage)
+    ran = calseg("evaluate", "--html", "--max-items", "3", cwd=workspace)
+    assert ran.code == 0, ran.err
+
+
+def test_damaged_results_are_named(workspace, calseg):
+    path = workspace / "runs/sample/6-evaluate/x/scores.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[]")
+    explained(calseg("results", cwd=workspace), 3, "scores.json", "damaged")
+
+
+def test_class_weights_of_another_number(workspace, calseg):
+    ran = calseg("pretrain", "--name", "x", "--set", "pretrain.class_weights=[1, 2]", cwd=workspace)
+    assert ran.code == 2, ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_class_counts_once_in_a_mean(workspace, calseg):
+    ran = calseg("evaluate", "--set", "evaluate.classes=[road, road]", cwd=workspace)
+    assert ran.code == 2, ran.err
+    assert "twice" in ran.err

@@ -5,7 +5,16 @@ import os
 import pytest
 
 from calseg_cli.errors import ArtifactError
-from calseg_cli.stages.run_folder import NETWORK, RESUME, RunFolder, claim, find_network, release, short_name
+from calseg_cli.stages.run_folder import (
+    NETWORK,
+    RESUME,
+    RunFolder,
+    claim,
+    find_network,
+    release,
+    short_name,
+    sole_writer,
+)
 
 
 def network(folder, age):
@@ -66,3 +75,10 @@ def test_an_unfinished_stage_needs_a_word(run):
     assert (run.pretrain / RESUME).exists()
     assert claim(run.pretrain, resume=False, force=True) is False
     assert not (run.pretrain / RESUME).exists()
+
+
+def test_one_writer_at_a_time_and_no_stale_lock(run):
+    with sole_writer(run.pretrain), pytest.raises(ArtifactError, match="another calseg"), sole_writer(run.pretrain):
+        pass
+    with sole_writer(run.pretrain), sole_writer(run.adapt("adabn")):
+        assert not run.pretrain.exists()
