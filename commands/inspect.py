@@ -1,6 +1,7 @@
 """calseg inspect: what a file of calseg's is."""
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,9 @@ def inspect(
     """
     from calseg_cli.artifacts.describe import describe
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A damaged file can hold HDF5 in a loop of its own, where Python's handlers never run; nothing to clean here.
+        signal.signal(number, signal.SIG_DFL)
     facts = describe(file)
     session.result(facts, lambda console: _show(console, file, facts))
 

@@ -23,7 +23,10 @@ def describe(path: Path) -> dict[str, Any]:
         magic = stream.read(8)
     if magic == _HDF5_MAGIC:
         with open_artifact(path) as artifact:
-            return artifact.facts()
+            try:
+                return artifact.facts()
+            except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
+                raise ArtifactError(f"{path} is damaged ({error})", "copy or write it again") from error
     if not 2 <= int.from_bytes(magic, "little") <= path.stat().st_size:
         raise ArtifactError(
             f"{path} is no file of calseg's: neither HDF5 nor safetensors, or cut short", "check the path"

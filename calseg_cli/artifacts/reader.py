@@ -162,7 +162,12 @@ class Artifact:
 
 def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     """Open an artifact after the quick check. Raises ArtifactError: missing, no HDF5, unfinished, newer, other kind."""
-    artifact = Artifact(path)
+    try:
+        artifact = Artifact(path)
+    except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{path} is damaged: its tables cannot be read ({error})", "copy or write it again"
+        ) from error
     if kind is not None and artifact.kind.name != kind:
         raise ArtifactError(f"{path} holds {artifact.kind.name}, not {kind}", f"name an artifact of kind {kind}")
     return artifact

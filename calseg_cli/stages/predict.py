@@ -1,5 +1,6 @@
 """Owns `calseg predict`: a network and a folder of images become a logits artifact, and pictures on request."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ def predict(
     road = NetworkRoad(loaded, dataset, options, device=device, workers=config.workers)
     target = out or run.predict / f"{short_name(path, run)}-{place}.h5"
     pictures = target.with_name(f"{target.stem}-pictures") if options.png else None
+    drawing = pictures.with_name(f"{pictures.name}.partial") if pictures is not None else None
+    if drawing is not None:
+        shutil.rmtree(drawing, ignore_errors=True)  # what a killed run left
     writer = ArtifactWriter(
         target, "logits", meta=_meta(resolved, road, origin, str(device)), compression=options.compression, force=force
     )
@@ -68,8 +72,11 @@ def predict(
                 prediction.geometry,
                 image_digest=file_digest(dataset.items[number].image),
             )
-            if pictures is not None:
-                write_prediction(pictures, prediction, dataset, road.palette)
+            if drawing is not None:
+                write_prediction(drawing, prediction, dataset, road.palette)
+    if pictures is not None and drawing is not None:
+        shutil.rmtree(pictures, ignore_errors=True)
+        drawing.rename(pictures)
     progress.finish()
     return Predicted(target, pictures, len(dataset), writer.digest)
 

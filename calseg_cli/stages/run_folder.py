@@ -108,7 +108,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ArtifactError(f"another calseg works in {folder} now", "wait for it, or give --name") from error
         # The file stays: removing it would let a third process lock another file of the same name.
-        yield
+        try:
+            yield
+        except BaseException:
+            _put_back(folder)
+            raise
 
 
 def _lock(stream: IO[str]) -> None:
@@ -146,6 +150,14 @@ def _set_aside(folder: Path, *, whole: bool) -> None:
         folder.rename(aside)
     else:
         shutil.rmtree(folder)
+
+
+def _put_back(folder: Path) -> None:
+    """A new try ended with nothing to go on from: the result that it was to replace takes its place again."""
+    aside = _aside(folder)
+    if aside.exists() and not (folder / RESUME).exists() and not (folder / NETWORK).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
 
 
 def release(folder: Path) -> None:

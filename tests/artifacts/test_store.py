@@ -207,3 +207,17 @@ def test_facts_are_plain(tmp_path):
     assert facts["images"] == 3
     assert facts["image_sizes"] == ["66x90"]
     assert facts["classes"]["names"] == ["road", "sky"]
+
+
+def test_zeroed_bytes_anywhere_are_an_error_of_ours(tmp_path):
+    """Attributes of plain damage: every file is read or refused, by ArtifactError alone."""
+    path = tmp_path / "a.h5"
+    write(path, images=1)
+    whole = path.read_bytes()
+    for number, start in enumerate(range(8, 1200, 90)):
+        damaged = tmp_path / f"{number}.h5"
+        damaged.write_bytes(whole[:start] + b"\xff" * 16 + whole[start + 16 :])
+        try:
+            describe(damaged)
+        except ArtifactError:
+            continue

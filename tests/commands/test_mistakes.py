@@ -177,8 +177,8 @@ def test_no_space_on_disk(workspace):
     assert done.returncode == 5, done.stderr
     assert os.strerror(errno.ENOSPC).lower()[:8] in done.stderr.lower()
     assert "Traceback" not in done.stderr
-    kept = workspace / "runs/sample/1-pretrain.replaced/network.safetensors"
-    assert kept.read_bytes() == before
+    assert (workspace / "runs/sample/1-pretrain/network.safetensors").read_bytes() == before
+    assert not (workspace / "runs/sample/1-pretrain.replaced").exists()
     assert not list((workspace / "runs/sample").rglob("*.partial"))
 
 
@@ -340,3 +340,18 @@ def test_a_class_counts_once_in_a_mean(workspace, calseg):
     ran = calseg("evaluate", "--set", "evaluate.classes=[road, road]", cwd=workspace)
     assert ran.code == 2, ran.err
     assert "twice" in ran.err
+
+
+def test_a_failed_adapt_leaves_the_adapted_network(workspace, calseg):
+    assert calseg("adapt", cwd=workspace).code == 0
+    network = workspace / "runs/sample/4-adapt-adabn/network.safetensors"
+    before = network.read_bytes()
+    ran = calseg("adapt", "--force", "--batch-size", "1", "--set", "target.size=[2, 2]", cwd=workspace)
+    assert ran.code == 4, ran.err
+    assert network.read_bytes() == before
+
+
+def test_pictures_of_an_earlier_run_do_not_linger(workspace, calseg):
+    for number in ("3", "1"):
+        assert calseg("predict", "--png", "--max-items", number, "--force", cwd=workspace).code == 0
+    assert len(list((workspace / "runs/sample/5-predict").rglob("label/*.png"))) == 1
