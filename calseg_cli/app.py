@@ -4,7 +4,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -22,17 +22,18 @@ resumable, 6 device or memory, 7 a --fail-if condition holds, 130 Ctrl-C, 143 SI
 
 DATA, STAGES, LOOK = "Start here", "Stages, in the order of data", "Look at results"
 
-COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
-    "demo": (demo.demo, DATA),
-    "sample-data": (sample_data_command.sample_data, DATA),
-    "init": (init.init, DATA),
-    "pretrain": (pretrain.pretrain, STAGES),
-    "adapt": (adapt.adapt, STAGES),
-    "predict": (predict.predict, STAGES),
-    "evaluate": (evaluate.evaluate, STAGES),
-    "results": (results.results, LOOK),
-    "inspect": (inspect.inspect, LOOK),
+COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
+    "demo": (demo.demo, DATA, "The main job from beginning to end on drawn streets."),
+    "sample-data": (sample_data_command.sample_data, DATA, "Write two drawn street domains and a calseg.yaml."),
+    "init": (init.init, DATA, "Write a commented calseg.yaml to start from."),
+    "pretrain": (pretrain.pretrain, STAGES, "Train a network on the labelled source domain."),
+    "adapt": (adapt.adapt, STAGES, "Adapt it to the unlabelled target domain."),
+    "predict": (predict.predict, STAGES, "Write its logits as an artifact, and pictures."),
+    "evaluate": (evaluate.evaluate, STAGES, "Measure accuracy and calibration (also: eval)."),
+    "results": (results.results, LOOK, "All evaluations of a run in one table."),
+    "inspect": (inspect.inspect, LOOK, "What a file of calseg's holds."),
 }
+"""Each command in the order of data: its function, its panel, and its line in the list of commands."""
 ALIASES = {"eval": "evaluate"}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": ("Check the datasets.", {"check": data.check}),
@@ -85,8 +86,13 @@ def report(error: CalsegError) -> None:
         sys.stderr.write(f"  hint: {error.hint}\n")
 
 
-def build() -> typer.Typer:
-    """The whole command line."""
+def asks_for_the_list(words: Sequence[str]) -> bool:
+    """Whether a command line wants no more than the list of commands."""
+    return list(words) in ([], ["-h"], ["--help"])
+
+
+def build(*, plain: bool = False) -> typer.Typer:
+    """The whole command line. `plain` help has no frames: drawing them would double the time of `calseg --help`."""
     app = typer.Typer(
         name="calseg",
         help="Carry a segmentation model to an unlabelled domain, and trust its confidence there.",
@@ -94,11 +100,13 @@ def build() -> typer.Typer:
         no_args_is_help=True,
         context_settings=CONTEXT,
         pretty_exceptions_show_locals=False,
-        rich_markup_mode="rich",
+        rich_markup_mode=None if plain else "rich",
     )
     app.callback()(_root)
-    for name, (function, panel) in COMMANDS.items():
-        app.command(name, rich_help_panel=panel)(guarded(function, configured=name not in UNCONFIGURED))
+    for name, (function, panel, line) in COMMANDS.items():
+        app.command(name, rich_help_panel=panel, short_help=line)(
+            guarded(function, configured=name not in UNCONFIGURED)
+        )
     for alias, name in ALIASES.items():
         app.command(alias, hidden=True)(guarded(COMMANDS[name][0]))
     for name, (text, functions) in GROUPS.items():
@@ -123,7 +131,7 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-app = build()
+app = build(plain=asks_for_the_list(sys.argv[1:]))
 
 
 def main() -> None:

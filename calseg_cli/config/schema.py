@@ -72,7 +72,8 @@ class Evaluate(Section):
     @classmethod
     def _divides(cls, bins: int) -> int:
         if FINE_BINS % bins:
-            near = [str(other) for other in range(max(1, bins - 5), bins + 6) if FINE_BINS % other == 0]
+            allowed = [other for other in range(1, 101) if FINE_BINS % other == 0]
+            near = [str(other) for other in sorted(sorted(allowed, key=lambda other: abs(other - bins))[:3])]
             raise wrong(f"must divide {FINE_BINS}, which {bins} does not; near it: {', '.join(near)}")
         return bins
 

@@ -95,7 +95,7 @@ def test_missing_plugin(workspace, calseg):
 
 
 def test_missing_extra(workspace, calseg, tmp_path):
-    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError('no transformers', name='transformers')\n")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['transformers'] = None\n")
     ran = calseg("pretrain", "--name", "x", "--network", "segformer", cwd=workspace, env={"PYTHONPATH": str(tmp_path)})
     explained(ran, 2, "transformers", "calseg[hf]")
 

@@ -86,7 +86,7 @@ def test_resume_with_another_configuration_is_refused(trained, calseg):
     process.communicate(timeout=60)
     ran = calseg(*WORDS, "--name", "changed", "--resume", "--lr", "0.5", cwd=trained)
     assert ran.code == 3
-    assert "pretrain.lr: was 0.003, is 0.5" in ran.err
+    assert "pretrain.lr: was 0.01, is 0.5" in ran.err
 
 
 def test_a_killed_predict_leaves_no_artifact_under_its_name(workspace, calseg):

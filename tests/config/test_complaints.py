@@ -83,7 +83,7 @@ DOMAIN = "source:\n  root: x\n  "
             "source.splits.trainn must be one of train, val, test, not 'trainn'; did you mean",
         ),
         (f"{DOMAIN}holdout: 1", "calseg.yaml:3: source.holdout must be at least 2, not 1"),
-        ("evaluate: {bins: 7}", "calseg.yaml:1: evaluate.bins must divide 4800, which 7 does not; near it: "),
+        ("evaluate: {bins: 7}", "calseg.yaml:1: evaluate.bins must divide 300, which 7 does not; near it: "),
         ("evaluate: {eval_classes: 12}", "calseg.yaml:1: evaluate.eval_classes must be one of 13, 16, 19, not 12"),
         ("evaluate: {eval_classes: 13, classes: [a]}", "evaluate.eval_classes and evaluate.classes exclude each other"),
         (

@@ -51,7 +51,7 @@ configurations = st.fixed_dictionaries(
         "target": domains(),
         "network.options": st.dictionaries(names, plain | st.lists(plain, max_size=3), max_size=3),
         "network.name": names,
-        "pretrain.lr": st.floats(1e-12, 1e6),
+        "pretrain.lr": st.floats(1e-12, 1e3),
         "pretrain.amp": st.sampled_from(["off", "bf16"]),
         "pretrain.clip_norm": st.none() | st.floats(1e-6, 1e3),
         "pretrain.augment.crop": st.none() | sizes(1),
