@@ -3,8 +3,9 @@
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOLCK, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
 from typing import IO
 
@@ -120,8 +121,11 @@ def _lock(stream: IO[str]) -> None:
         return
     import fcntl
 
-    with suppress(NotImplementedError):
+    try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (ENOLCK, ENOTSUP, EOPNOTSUPP):  # a file system without locks: work unguarded
+            raise
 
 
 def claim(folder: Path, *, resume: bool, force: bool, finished: str = NETWORK) -> bool:
