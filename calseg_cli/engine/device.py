@@ -10,6 +10,8 @@ import torch
 
 from calseg_cli.errors import DeviceError
 
+# torch 2.4 has it under torch.cuda only; any device raises it since.
+_OUT_OF_MEMORY: type[RuntimeError] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,7 +55,7 @@ def memory_errors(advice: str) -> Iterator[None]:
     """Turn "out of memory" below into one line with `advice`: which options to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except _OUT_OF_MEMORY as error:
         raise DeviceError("the device is out of memory", advice) from error
     except RuntimeError as error:
         if "not enough memory" in str(error) or "DefaultCPUAllocator" in str(error):
