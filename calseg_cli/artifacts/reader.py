@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,38 +12,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calseg_cli.artifacts.geometry import Geometry
-from calseg_cli.artifacts.kinds import FORMAT, SCHEMA, Kind, find_kind
-from calseg_cli.artifacts.writer import array_digest
+from calseg_cli.artifacts.kinds import FORMAT, IGNORED_CLASS, LARGEST_SIDE, SCHEMA, Kind, class_hash, find_kind
+from calseg_cli.artifacts.policy import check_attributes, check_dataset, links, member
+from calseg_cli.artifacts.safe_open import hdf5_reading, open_hdf5, safe_open
+from calseg_cli.artifacts.text import attribute, texts
 from calseg_cli.errors import ArtifactError
 
 Array = NDArray[Any]
-_LARGEST_ITEM = 4 * 1024**3  # bytes; no logits of a legal image are larger, and a zero-filled bomb is
+_GEOMETRY = {  # a column of the list, and the least and the largest value it may hold
+    "in_hw": (1, LARGEST_SIDE),
+    "out_hw": (1, LARGEST_SIDE),
+    "pad": (0, LARGEST_SIDE),
+    "stride": (1, LARGEST_SIDE),
+    "align_corners": (0, 1),
+}
 
 
 class Artifact:
-    """An artifact opened for reading; `open_artifact` makes one.
+    """What a consumer sees of an artifact, be it one file or several shards; `open_artifact` makes one.
 
-    Holds no open file when pickled, and opens its own in each process that reads.
+    `ids` are the items in their order, `positions` their places in it, `item_digests` their digests by id; `meta` holds
+    the JSON tables. Holds no open file when pickled, and opens its own in each process that reads.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle: h5py.File | None = None
-        self._owner = -1
-        attrs = self._quick_check()
-        self.kind: Kind = find_kind(str(attrs["kind"]))
-        self.digest = str(attrs["content_digest"])
-        self.attrs = attrs
-        self.meta = self._read_meta()
-        self._index = self._read_index()
-        self.ids: list[str] = [str(name) for name in self._index.get("id", [])]
-        self._place = {name: number for number, name in enumerate(self.ids)}
+    path: Path
+    kind: Kind
+    digest: str
+    attrs: dict[str, Any]
+    meta: dict[str, Any]
+    ids: list[str]
+    positions: dict[str, int]
+    item_digests: dict[str, str]
+    array_names: list[str]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._place
+    def __contains__(self, name: object) -> bool:
+        return name in self.positions
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +58,153 @@ class Artifact:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class list that the artifact was written with; empty where it has none."""
+        return [str(name) for name in self.meta.get("classes", {}).get("names", [])]
+
+    @property
+    def class_hash(self) -> str:
+        """The digest of the class list and the ignored index."""
+        return class_hash(self.class_names, int(self.meta.get("classes", {}).get("ignore", IGNORED_CLASS)))
+
+    @property
+    def files(self) -> list[Path]:
+        """The HDF5 files behind it."""
+        return [self.path]
+
+    def items(self, key: str) -> Iterator[tuple[str, Array]]:
+        """(id, array) of every image in the artifact's order."""
+        for name in self.ids:
+            yield name, self.item(name, key)
+
+    def arrays(self) -> dict[str, Array]:
+        """All arrays of the whole artifact by name."""
+        return {name: self.array(name) for name in self.array_names}
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The distinct sizes (H,W) of the images, smallest first."""
+        return sorted({self.geometry(name).out_hw for name in self.ids}) if self.kind.has_geometry else []
+
+    def facts(self) -> dict[str, Any]:
+        """What `calseg inspect` shows: plain values, no arrays of images."""
+        return {
+            "file": str(self.path),
+            "bytes": sum(path.stat().st_size for path in self.files),
+            **self.attrs,
+            "images": len(self),
+            "image_sizes": [f"{height}x{width}" for height, width in self.sizes()],
+            "class_hash": self.class_hash,
+            **self.meta,
+            "arrays": {name: list(self.array(name).shape) for name in self.array_names},
+        }
+
+    def missing(self, name: str) -> ArtifactError:
+        """The error for an image that is not there."""
+        return ArtifactError(f"{self.path} has no image {name!r}", f"it holds {len(self)}; is it another split?")
+
+    def close(self) -> None:
+        """Close this process's files; the next read opens them again."""
+        raise NotImplementedError
+
+    def geometry(self, name: str) -> Geometry:
+        """Where the item's grid lies on its image."""
+        raise NotImplementedError
+
+    def image_digest(self, name: str) -> str:
+        """The digest of the image file that the item was made from; empty where it was not recorded."""
+        raise NotImplementedError
+
+    def keys(self, name: str) -> list[str]:
+        """The names of the item's arrays."""
+        raise NotImplementedError
+
+    def item(self, name: str, key: str) -> Array:
+        """One array of one image. Raises ArtifactError where it is missing or damaged."""
+        raise NotImplementedError
+
+    def item_facts(self, name: str) -> dict[str, Any]:
+        """What the item's own group says of it: id, geometry, digests of the image, of each array, of all of it."""
+        raise NotImplementedError
+
+    def array(self, name: str) -> Array:
+        """An array of the whole artifact; text comes back as an array of str."""
+        raise NotImplementedError
+
+    def has(self, name: str, key: str) -> bool:
+        """Whether the item has that array."""
+        return key in self.keys(name)
+
+
+class FileArtifact(Artifact):
+    """An artifact in one HDF5 file."""
+
+    def __init__(
+        self, path: Path, *, sealed: bool = True, explain: bool = True, handle: h5py.File | None = None
+    ) -> None:
+        self.path = path
+        self._handle: h5py.File | None = handle or safe_open(path, sealed=sealed, explain=explain)
+        self._owner, self._stamp = os.getpid(), _stamp(path)
+        try:
+            with hdf5_reading(path):
+                self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        file = self._open()
+        self.attrs = {name: attribute(file, name) for name in file.attrs}
+        self._quick_check()
+        self.kind = find_kind(str(self.attrs["kind"]))
+        self.digest = str(self.attrs.get("content_digest", ""))
+        self.meta = self._read_meta()
+        self._index = self._read_index()
+        self.ids = [str(name) for name in self._index.get("id", ())]
+        self._check_index()
+        self._check_description()
+        self.positions = dict(zip(self.ids, self._index.get("position", np.zeros(0, int)).tolist(), strict=True))
+        self._rows = {name: row for row, name in enumerate(self.ids)}
+        self.item_digests = dict(zip(self.ids, map(str, self._index.get("digest", ())), strict=True))
+        self.array_names = sorted(links(file["arrays"], "/arrays", most=None)) if "arrays" in file else []
+        missing = sorted(self.kind.arrays - set(self.array_names))
+        if missing:
+            raise ArtifactError(f"{self.path} lacks the array {missing[0]} of kind {self.kind.name}", "write it again")
+
+    def _quick_check(self) -> None:
+        attrs = self.attrs
+        if attrs.get("format") != FORMAT:
+            raise ArtifactError(f"{self.path} is an HDF5 file, but no calseg artifact", "name a file that calseg wrote")
+        if int(str(attrs.get("schema", "0")).split(".")[0]) > SCHEMA[0]:
+            raise ArtifactError(f"{self.path} has format {attrs['schema']} of a newer calseg", "upgrade calseg")
+        if not attrs.get("complete"):
+            raise ArtifactError(f"{self.path} is unfinished: its writer was stopped", "run the stage with --resume")
+
+    def _check_index(self) -> None:
+        file = self._open()
+        grouped = file["items"].id.get_num_objs() if "items" in file else 0
+        rows = {len(column) for column in self._index.values()}
+        if rows - {len(self.ids)} or grouped != len(self.ids) or len(set(self.ids)) != len(self.ids):
+            raise ArtifactError(
+                f"{self.path} is damaged: its list names {len(self.ids)} items and {grouped} are there",
+                "write it again",
+            )
+        wanted = {"position", "digest", *(_GEOMETRY if self.kind.has_geometry else ())} if self.ids else set()
+        if wanted - set(self._index):
+            lacking = ", ".join(sorted(wanted - set(self._index)))
+            raise ArtifactError(f"{self.path} is damaged: its list lacks {lacking}", "write it again")
+        for name, (least, most) in _GEOMETRY.items() if self.kind.has_geometry and self.ids else ():
+            column = self._index[name]
+            if column.dtype.kind not in "iub" or column.min() < least or column.max() > most:
+                raise ArtifactError(f"{self.path}: {name} of an image is not {least} to {most}", "write it again")
+
+    def _check_description(self) -> None:
+        classes = self.meta.get("classes")
+        if classes is not None and not _is_class_table(classes):
+            raise ArtifactError(f"{self.path} is damaged: its class list cannot be read", "write it again")
+        if self.ids and classes is None:
+            raise ArtifactError(f"{self.path} is damaged: it has no class list", "write it again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None, "_owner": -1}
@@ -62,164 +215,173 @@ class Artifact:
             self._handle.close()
         self._handle = None
 
-    @property
-    def class_names(self) -> list[str]:
-        """The class list that the artifact was written with."""
-        return [str(name) for name in self.meta["classes"]["names"]]
-
     def geometry(self, name: str) -> Geometry:
         """Where the item's grid lies on its image."""
-        number = self._number(name)
-        return Geometry.from_attrs({key: column[number] for key, column in self._index.items()})
+        row = self._row(name)
+        with hdf5_reading(self.path):
+            return Geometry.from_attrs({key: column[row] for key, column in self._index.items()})
 
     def image_digest(self, name: str) -> str:
         """The digest of the image file that the item was made from; empty where it was not recorded."""
-        column = self._index.get("image_digest")
-        return str(column[self._number(name)]) if column is not None else ""
+        row, column = self._row(name), self._index.get("image_digest")
+        return str(column[row]) if column is not None else ""
+
+    def keys(self, name: str) -> list[str]:
+        """The names of the item's arrays."""
+        with hdf5_reading(self.path):
+            return sorted(links(self._group(name), self._place(name), most=16))
 
     def item(self, name: str, key: str) -> Array:
         """One array of one image. Raises ArtifactError where it is missing or damaged."""
-        return self._read(f"items/{self._number(name):06d}/{key}")
+        with hdf5_reading(self.path):
+            group, place = self._group(name), self._place(name)
+            dataset = member(group, key, place)
+            check_dataset(dataset, f"{place}/{key}")
+            wanted = self.kind.item.get(key)
+            if wanted is not None and (dataset.dtype.name not in wanted.types or dataset.ndim != wanted.dimensions):
+                raise ArtifactError(
+                    f"{self.path}: {place}/{key} is no {key} of kind {self.kind.name}", "write it again"
+                )
+            return np.asarray(dataset[()])
+
+    def item_facts(self, name: str) -> dict[str, Any]:
+        """What the item's own group says of it: id, geometry, digests of the image, of each array, of all of it."""
+        with hdf5_reading(self.path):
+            group = self._group(name)
+            check_attributes(group, self._place(name))
+            facts = json.loads(str(attribute(group, "facts")))
+            if not isinstance(facts, dict) or not isinstance(facts.get("arrays"), dict):
+                raise ValueError(f"the facts of {self._place(name)} are no table")
+            return facts
 
     def array(self, name: str) -> Array:
         """An array of the whole artifact; text comes back as an array of str."""
-        array = self._read(f"arrays/{name}")
-        return np.array([_text(value) for value in array]) if array.dtype.kind == "O" else array
+        with hdf5_reading(self.path):
+            file = self._open()
+            if name not in self.array_names:
+                raise ArtifactError(f"{self.path} lacks the array {name}", "write it again")
+            return self._values(file["arrays"], name, f"/arrays/{name}")
 
-    def arrays(self) -> dict[str, Array]:
-        """All arrays of the whole artifact by name."""
-        names = sorted(self._open()["arrays"]) if "arrays" in self._open() else []
-        return {name: self.array(name) for name in names}
-
-    def items(self, key: str) -> Iterator[tuple[str, Array]]:
-        """(id, array) of every image in the order written."""
-        for name in self.ids:
-            yield name, self.item(name, key)
-
-    def facts(self) -> dict[str, Any]:
-        """What `calseg inspect` shows: plain values, no arrays."""
-        sizes = [tuple(size) for size in self._index["out_hw"].tolist()] if "out_hw" in self._index else []
-        return {
-            "file": str(self.path),
-            "bytes": self.path.stat().st_size,
-            **{name: _plain(value) for name, value in self.attrs.items()},
-            "images": len(self),
-            "image_sizes": [f"{h}x{w}" for h, w in sorted(set(sizes))],
-            **self.meta,
-            "arrays": {name: list(array.shape) for name, array in self.arrays().items()},
+    def _read_meta(self) -> dict[str, Any]:
+        file = self._open()
+        if "meta" not in file:
+            raise ArtifactError(f"{self.path} is damaged: it has no description", "write it again")
+        group = file["meta"]
+        tables = {
+            name: json.loads(str(self._values(group, name, f"/meta/{name}")))
+            for name in links(group, "/meta", most=None)
         }
+        wrong = [name for name, table in tables.items() if not isinstance(table, dict)]
+        if wrong:
+            raise ArtifactError(f"{self.path} is damaged: /meta/{wrong[0]} is no table", "write it again")
+        return tables
 
-    def _number(self, name: str) -> int:
-        if name not in self._place:
-            raise ArtifactError(f"{self.path} has no image {name!r}", f"it holds {len(self)}; is it another split?")
-        return self._place[name]
+    def _read_index(self) -> dict[str, Array]:
+        file = self._open()
+        if "index" not in file:
+            return {}
+        group = file["index"]
+        return {name: self._values(group, name, f"/index/{name}") for name in links(group, "/index", most=None)}
+
+    def _values(self, group: h5py.Group, name: str, place: str) -> Array:
+        dataset = member(group, name, place.rpartition("/")[0])
+        check_dataset(dataset, place)
+        return texts(np.asarray(dataset[()]), place)
+
+    def _row(self, name: str) -> int:
+        if name not in self._rows:
+            raise self.missing(name)
+        return self._rows[name]
+
+    def _place(self, name: str) -> str:
+        return f"/items/{self.positions[name]:06d}"
+
+    def _group(self, name: str) -> Any:
+        self._row(name)
+        group = member(self._open()["items"], f"{self.positions[name]:06d}", "/items")
+        if not isinstance(group, h5py.Group):
+            raise ArtifactError(f"{self.path}: {self._place(name)} is no group", "write it again")
+        return group
 
     def _open(self) -> h5py.File:
         if self._handle is None or self._owner != os.getpid():
             # Never close a handle that a fork inherited: it is the parent's.
-            self._handle, self._owner = _open_file(self.path), os.getpid()
+            if _stamp(self.path) != self._stamp:
+                raise ArtifactError(f"{self.path} was replaced while it was being read", "run the command again")
+            self._handle, self._owner = open_hdf5(self.path), os.getpid()
         return self._handle
 
-    def _quick_check(self) -> dict[str, Any]:
-        attrs = dict(self._open().attrs)
-        if attrs.get("format") != FORMAT:
-            raise ArtifactError(f"{self.path} is an HDF5 file, but no calseg artifact", "name a file that calseg wrote")
-        if int(str(attrs.get("schema", "0")).split(".")[0]) > SCHEMA[0]:
-            raise ArtifactError(f"{self.path} has format {attrs['schema']} of a newer calseg", "upgrade calseg")
-        if not attrs.get("complete", False):
-            raise ArtifactError(f"{self.path} is unfinished: its writer was stopped", "run the stage again")
-        return attrs
 
-    def _read_meta(self) -> dict[str, Any]:
-        group = self._group("meta")
-        texts = {name: _text(value) for name, value in group.attrs.items()}
-        texts |= {name: _text(self._read(f"meta/{name}")[()]) for name in group}
-        try:
-            return {name: json.loads(text) for name, text in texts.items()}
-        except ValueError as error:
-            raise ArtifactError(f"{self.path}: its description is damaged ({error})", "write it again") from error
-
-    def _read_index(self) -> dict[str, Array]:
-        if "index" not in self._open():
-            return {}
-        columns = {name: self._read(f"index/{name}") for name in self._group("index")}
-        return {
-            name: np.array([_text(v) for v in column]) if column.dtype.kind == "O" else column
-            for name, column in columns.items()
-        }
-
-    def _group(self, path: str) -> h5py.Group:
-        return _walk(self._open(), self.path, path)
-
-    def _read(self, path: str) -> Array:
-        dataset = _walk(self._open(), self.path, path)
-        _check_dataset(dataset, self.path, path)
-        try:
-            return np.asarray(dataset[()])
-        except OSError as error:
-            raise ArtifactError(f"{self.path}: {path} is damaged ({error})", "copy or write the file again") from error
+def _is_class_table(table: Mapping[str, Any]) -> bool:
+    names, palette = table.get("names"), table.get("palette")
+    return (
+        isinstance(names, list)
+        and isinstance(palette, list)
+        and len(names) == len(palette)
+        and all(isinstance(name, str) for name in names)
+        and all(isinstance(c, list) and len(c) == 3 and all(isinstance(v, int) for v in c) for c in palette)
+        and isinstance(table.get("ignore", IGNORED_CLASS), int)
+    )
 
 
-def open_artifact(path: Path, kind: str | None = None) -> Artifact:
-    """Open an artifact after the quick check. Raises ArtifactError: missing, no HDF5, unfinished, newer, other kind."""
+def _stamp(path: Path) -> tuple[int, int]:
     try:
-        artifact = Artifact(path)
-    except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
-        raise ArtifactError(
-            f"{path} is damaged: its tables cannot be read ({error})", "copy or write it again"
-        ) from error
-    if kind is not None and artifact.kind.name != kind:
-        raise ArtifactError(f"{path} holds {artifact.kind.name}, not {kind}", f"name an artifact of kind {kind}")
+        stat = path.stat()
+    except OSError as error:
+        raise ArtifactError(f"{path} is gone", "run the command again") from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+def open_artifact(
+    path: Path,
+    kind: str | None = None,
+    *,
+    classes: Mapping[str, Any] | None = None,
+    sealed: bool = True,
+    explain: bool = True,
+) -> Artifact:
+    """Open an artifact, or the manifest (.json) of its shards, after the quick check.
+
+    Raises ArtifactError: missing, no HDF5, damaged, unfinished, newer, against a rule, of another `kind`, or with a
+    class list other than that of the table `classes`. `sealed` and `explain` are those of `safe_open`.
+    """
+    if path.suffix == ".json" and path.is_file():
+        from calseg_cli.artifacts.shards import ShardedArtifact
+
+        artifact: Artifact = ShardedArtifact(path)
+    else:
+        artifact = FileArtifact(path, sealed=sealed, explain=explain)
+    try:
+        check_kind(artifact, kind)
+        if classes is not None:
+            check_classes(artifact, classes["names"], int(classes.get("ignore", IGNORED_CLASS)))
+    except ArtifactError:
+        artifact.close()
+        raise
     return artifact
 
 
-def item_digests(artifact: Artifact, key: str) -> dict[str, str]:
-    """The digest of one array of every image, read from the data themselves."""
-    return {name: array_digest(array) for name, array in artifact.items(key)}
-
-
-def _open_file(path: Path) -> h5py.File:
-    if not path.exists():
-        partial = path.with_name(path.name + ".partial")
-        hint = f"{partial.name} is there, unfinished" if partial.exists() else "check the path, or run the stage first"
-        raise ArtifactError(f"there is no file {path}", hint)
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a folder, not an artifact", "name the .h5 file in it")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
+def check_kind(artifact: Artifact, kind: str | None) -> None:
+    """Raise ArtifactError for an artifact of another kind."""
+    if kind is not None and artifact.kind.name != kind:
         raise ArtifactError(
-            f"{path} cannot be read as HDF5: it is cut short or another kind of file", "write or copy it again"
-        ) from error
+            f"{artifact.path} holds {artifact.kind.name}, not {kind}", f"give an artifact of kind {kind}"
+        )
 
 
-def _walk(file: h5py.File, path: Path, name: str) -> Any:
-    """The object of that name, refusing links out of the file at every step on the way."""
-    node: Any = file
-    for part in name.split("/"):
-        link = node.get(part, getlink=True) if isinstance(node, h5py.Group) else None
-        if link is None:
-            raise ArtifactError(f"{path} lacks {name}", "write it again")
-        if not isinstance(link, h5py.HardLink):
-            raise ArtifactError(f"{path}: {name} points elsewhere, which calseg never writes", "do not trust this file")
-        node = node[part]
-    return node
-
-
-def _check_dataset(dataset: Any, path: Path, name: str) -> None:
-    if not isinstance(dataset, h5py.Dataset):
-        raise ArtifactError(f"{path}: {name} is no dataset", "write it again")
-    if dataset.external or dataset.is_virtual:
-        raise ArtifactError(f"{path}: {name} keeps its data in other files", "do not trust this file")
-    stored = max(dataset.id.get_storage_size(), 1)
-    size = dataset.size * dataset.dtype.itemsize if dataset.size is not None else 0
-    if size > _LARGEST_ITEM or (size > 1024**2 and size > 2000 * stored):
-        raise ArtifactError(f"{path}: {name} claims {size} bytes and stores {stored}", "do not trust this file")
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def check_classes(artifact: Artifact, names: Sequence[str], ignore: int = IGNORED_CLASS) -> None:
+    """Raise ArtifactError where the class list is another one, saying at which class the two part."""
+    if artifact.class_hash == class_hash(names, ignore):
+        return
+    found = artifact.class_names
+    part = next((n for n, (a, b) in enumerate(zip(found, names, strict=False)) if a != b), None)
+    if part is not None:
+        where = f"class {part} is {found[part]!r} there and {names[part]!r} here"
+    elif len(found) != len(names):
+        where = f"it has {len(found)} classes and not {len(names)}"
+    else:
+        where = f"the ignored index is not {ignore}"
+    raise ArtifactError(
+        f"{artifact.path} was written for another class list: {where}",
+        "use the configuration it was written with, or make it again with this one",
+    )

@@ -1,6 +1,8 @@
 """Owns writing a plain file so that its name never stands on half a file."""
 
 import os
+import sys
+import time
 from pathlib import Path
 
 from calseg_cli.errors import disk_errors
@@ -19,11 +21,23 @@ def write_whole(path: Path, content: bytes | str) -> None:
                 stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial.replace(path)
+            replace_file(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Give `source` the name `target`, at once; on Windows wait a little for whoever still reads the old one."""
+    for _ in range(20 if sys.platform == "win32" else 0):
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(0.1)
+        else:
+            return
+    source.replace(target)
 
 
 def sync(path: Path) -> None:

@@ -1,13 +1,11 @@
 """Owns writing an artifact: whole under its own name, or visibly unfinished as NAME.partial, never between."""
 
-import hashlib
 import json
-import shutil
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from errno import ENOSPC
-from os import strerror
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,23 +15,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 import calseg_cli
+from calseg_cli.artifacts.background import Background
+from calseg_cli.artifacts.codec import array_options, item_options
+from calseg_cli.artifacts.digests import CONTENT_TABLES, array_digest, content_digest, item_digest, json_text
+from calseg_cli.artifacts.disk import check_estimate, need_space
 from calseg_cli.artifacts.geometry import Geometry
-from calseg_cli.artifacts.kinds import FORMAT, SCHEMA, find_kind
-from calseg_cli.artifacts.whole_file import sync
+from calseg_cli.artifacts.kinds import FORMAT, SCHEMA, check_item, find_kind
+from calseg_cli.artifacts.lock import sole_holder
+from calseg_cli.artifacts.reader import open_artifact
+from calseg_cli.artifacts.recipe import changes
+from calseg_cli.artifacts.safe_open import PARTIAL, examine
+from calseg_cli.artifacts.seal import seal
+from calseg_cli.artifacts.text import attribute, text_array, write_attribute, write_text
+from calseg_cli.artifacts.whole_file import replace_file, sync
 from calseg_cli.errors import ArtifactError, CalsegError, disk_errors
 
 Array = NDArray[Any]
-_CHUNK_BYTES = 512 * 1024  # h5py's guidance is 10 KiB to 1 MiB
-_SPARE = 2 * 1024**2  # bytes that must stay free: HDF5 cannot even close a file on a full disk
-_JSON_LIMIT = 60_000  # HDF5 keeps attributes of up to 64 KiB in the object header
+_WAITING = 8  # items between the caller and the disk
+_EXAMINE_SECONDS = 3600.0  # reading all of an unfinished file again takes as long as it is large
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    position: int
+    facts: dict[str, Any]
+    arrays: Mapping[str, Array]
 
 
 class ArtifactWriter:
     """A context manager that writes one artifact; leaving it without an exception gives the file its name.
 
-    `meta` holds JSON tables such as classes, protocol, provenance, config. The content digest covers names, shapes,
-    types and values of all arrays and the tables `classes` and `protocol`, not the file's bytes: compression, time
-    and provenance do not change it.
+    `meta` holds JSON tables: classes and protocol, which are part of the content; recipe, which says what the content
+    depends on; provenance and config. `ids` are the items in their final order, `positions` their places in it where
+    the file is one shard of several.
+
+    Inside the block `todo` lists the ids still to be written: all of them, or with `resume` those that an unfinished
+    file lacks. `finished` is True where `resume` found the result there and up to date: then nothing is to be written.
+    Leaving with an exception keeps an unfinished file that holds at least one item.
+
+    Raises ArtifactError where a result or an unfinished file would be lost without `force` or `resume`, where it was
+    made by another recipe, and where another process writes it; DiskFullError where `estimate` raw bytes cannot fit.
     """
 
     def __init__(
@@ -42,142 +64,319 @@ class ArtifactWriter:
         kind: str,
         *,
         meta: Mapping[str, Any],
+        ids: Sequence[str] = (),
+        positions: Sequence[int] | None = None,
         compression: str = "gzip",
         force: bool = False,
+        resume: bool = False,
+        estimate: int = 0,
     ) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = path.with_name(path.name + PARTIAL)
+        self.finished = False
+        self.digest = ""
         self._kind = find_kind(kind)
-        self._meta = {name: json.dumps(table, sort_keys=True, ensure_ascii=False) for name, table in meta.items()}
+        self._meta = {name: json_text(table) for name, table in meta.items()}
+        self._places = dict(zip(ids, positions if positions is not None else range(len(ids)), strict=True))
+        if len(self._places) != len(ids):
+            raise ArtifactError(f"{path.name}: an id is given twice", "give images distinct ids")
+        self._planned = bool(ids)
         self._compression = compression
-        self._index: list[dict[str, Any]] = []
-        self._seen: set[str] = set()
+        self._force, self._resume, self._estimate = force, resume, estimate
+        self._facts: dict[int, dict[str, Any]] = {}
+        self._handed: set[int] = set()
         self._arrays: dict[str, str] = {}
         self._file: h5py.File | None = None
-        self.digest = ""
-        if path.exists() and not force:
-            raise ArtifactError(f"{path} exists already", "--force replaces it, -o names another")
+        self._background: Background[_Job] | None = None
+        self._held = ExitStack()
+        if path.exists() and not force and not resume:
+            raise self._in_the_way()
+
+    @property
+    def todo(self) -> list[str]:
+        """The ids that are not in the file yet, in their order."""
+        return [name for name, position in self._places.items() if position not in self._handed]
 
     def __enter__(self) -> Self:
-        with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._need_space(0)
-            self._file = h5py.File(self.partial, "w")
-            self._file.attrs.update(
-                {
-                    "format": FORMAT,
-                    "schema": f"{SCHEMA[0]}.{SCHEMA[1]}",
-                    "kind": self._kind.name,
-                    "kind_version": self._kind.version,
-                    "complete": False,
-                    "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "calseg_version": calseg_cli.__version__,
-                }
-            )
-            meta = self._file.create_group("meta")
-            for name, text in self._meta.items():
-                if len(text.encode()) < _JSON_LIMIT:
-                    meta.attrs[name] = text
-                else:
-                    meta.create_dataset(name, data=text, dtype=h5py.string_dtype())
+        self._held.enter_context(sole_holder(self.path))
+        try:
+            self._begin()
+        except BaseException:
+            self._close()
+            self._held.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._finish()
-            return
-        self._close()
-        self.partial.unlink(missing_ok=True)
+        with self._held:
+            if self.finished:
+                return
+            try:
+                if kind is None:
+                    self._finish()
+            except BaseException:
+                self._leave()
+                raise
+            if kind is not None:
+                self._leave()
 
     def add_item(
         self, name: str, arrays: Mapping[str, Array], geometry: Geometry | None = None, *, image_digest: str = ""
     ) -> None:
-        """Write one image's arrays, and the digest of the image file that they were made from.
+        """Hand over one image's arrays, which must not change afterwards, and the digest of the image's file.
 
-        Raises ArtifactError for a second item of that name or values out of range, DiskFullError before the disk is.
+        Raises ArtifactError for a second item of that name; and, for this or an earlier item, ArtifactError for values
+        that are not finite, DiskFullError before the disk is full.
         """
-        if name in self._seen:
-            raise ArtifactError(f"{self.path.name}: the item {name!r} is there already", "give images distinct ids")
         if self._kind.has_geometry and geometry is None:
             raise ValueError(f"an item of kind {self._kind.name} needs its geometry")
-        with disk_errors(self.path), _hdf5_errors(self.path):
-            self._need_space(sum(array.nbytes for array in arrays.values()))
-            group = self._open_file().create_group(f"items/{len(self._index):06d}")
-            digests = [
-                f"{key}={self._write(group, key, arrays[key], chunked=True)}" for key in self._check(name, arrays)
-            ]
-            group.attrs["id"] = name
-            facts = {"image_digest": image_digest, **(geometry.to_attrs() if geometry else {})}
-            group.attrs.update(facts)
-            self._open_file().flush()
-        self._seen.add(name)
-        self._index.append({"id": name, **facts, "digest": _sha("\n".join([name, json.dumps(facts), *digests]))})
-
-    def _check(self, name: str, arrays: Mapping[str, Array]) -> Sequence[str]:
-        for key, (letters, dimensions) in self._kind.item.items():
-            array = arrays[key]
-            if array.dtype.kind not in letters or array.ndim != dimensions:
-                raise ValueError(f"{key} of {name!r} is {array.dtype} with {array.ndim} dimensions")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ArtifactError(
-                    f"{key} of {name!r} holds values that are not finite in {array.dtype}",
-                    "predict.logits_dtype=float32 keeps what float16 cannot hold; NaN means the network is broken",
-                )
-        return sorted(arrays)
+        if not self._planned:
+            self._places.setdefault(name, len(self._places))
+        position = self._places[name]
+        if position in self._handed:
+            raise ArtifactError(f"{self.path.name}: the item {name!r} is there already", "give images distinct ids")
+        self._handed.add(position)
+        facts = {"id": name, "image_digest": image_digest, **(geometry.to_attrs() if geometry else {})}
+        self._open_background().put(_Job(position, facts, dict(arrays)))
 
     def add_array(self, name: str, array: Array) -> None:
         """Write an array that belongs to the whole artifact, such as a histogram."""
+        self._drain()
         with disk_errors(self.path), _hdf5_errors(self.path):
-            self._need_space(array.nbytes)
-            self._arrays[name] = self._write(self._open_file().require_group("arrays"), name, array, chunked=False)
+            need_space(self.path.parent, array.nbytes)
+            group = self._open_file().require_group("arrays")
+            stored = text_array(array.ravel().tolist()).reshape(array.shape) if array.dtype.kind in "UO" else array
+            group.create_dataset(name, data=stored, **array_options(stored, self._compression))
+            self._arrays[name] = array_digest(array)
 
-    def _write(self, group: h5py.Group, name: str, array: Array, *, chunked: bool) -> str:
-        if array.dtype.kind in "UO":
-            group.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())
-            return array_digest(array)
-        packed: dict[str, Any] = {"fletcher32": True} if array.size and array.ndim else {}
-        if packed and self._compression == "gzip":
-            packed.update(compression="gzip", compression_opts=1, shuffle=True)
-        if packed and chunked and array.ndim == 3:
-            packed["chunks"] = _chunk(array)
-        group.create_dataset(name, data=array, **packed)
-        return array_digest(array)
+    def _begin(self) -> None:
+        if self.path.exists() and not self._force and not self.partial.exists():
+            self._check_finished()
+            return
+        with disk_errors(self.path), _hdf5_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.partial.exists():
+                self._reopen()
+            if self._file is None:
+                check_estimate(self.path, self._estimate, packed=self._compression != "none")
+                self._create()
+
+    def _check_finished(self) -> None:
+        """With `resume` and a result in place: it is up to date, or the user has to decide."""
+        if not self._resume:
+            raise self._in_the_way()
+        differs = self._differences()
+        if differs:
+            raise ArtifactError(
+                f"{self.path} is stale: {'; '.join(differs)}", "--force makes it anew, -o names another file"
+            )
+        with open_artifact(self.path) as artifact:
+            self.finished, self.digest = True, artifact.digest
+        self._handed = set(self._places.values())
+
+    def _differences(self) -> list[str]:
+        with open_artifact(self.path, self._kind.name) as artifact:
+            before = {name: artifact.meta.get(name, {}) for name in ("recipe", *CONTENT_TABLES)}
+        return _table_changes(before, self._meta)
+
+    def _in_the_way(self) -> ArtifactError:
+        try:
+            differs = self._differences()
+            state = f"is stale: {'; '.join(differs)}" if differs else "is up to date"
+        except ArtifactError:
+            state = "is no artifact of this kind that can be read"
+        return ArtifactError(
+            f"{self.path} exists already and {state}",
+            "--force makes it anew, --resume passes over it if it is up to date, -o names another file",
+        )
+
+    def _reopen(self) -> None:
+        """Go on with an unfinished file, without the items that were not whole when its writer was killed."""
+        if not self._resume:
+            if not self._force:
+                raise ArtifactError(
+                    f"{self.path} was begun and is unfinished", "--resume goes on with it, --force starts anew"
+                )
+            return
+        found = examine(self.partial, items=True, seconds=_EXAMINE_SECONDS)
+        if found["items"] is None:
+            _log.warning("%s cannot be read (%s); starting from the first image", self.partial, found["refused"])
+            return
+        self._file = h5py.File(self.partial, "r+", locking=False)
+        differs = _table_changes(_tables(self._file), self._meta)
+        if attribute(self._file, "kind") != self._kind.name:
+            differs.insert(0, f"it is of kind {attribute(self._file, 'kind')}")
+        if differs:
+            raise ArtifactError(
+                f"{self.partial} was begun differently: {'; '.join(differs)}",
+                "take the change back, or start anew with --force or another -o",
+            )
+        self._keep({int(position): facts for position, facts in found["items"].items()})
+
+    def _keep(self, whole: Mapping[int, dict[str, Any]]) -> None:
+        file = self._open_file()
+        write_attribute(file, "complete", 0)
+        for name in ("index", "arrays"):
+            if name in file:
+                del file[name]
+        wanted = {position: name for name, position in self._places.items()}
+        for key in list(file["items"]) if "items" in file else []:
+            facts = whole.get(int(key))
+            if facts is None or (self._planned and wanted.get(int(key)) != facts["id"]):
+                del file["items"][key]
+            else:
+                self._facts[int(key)] = facts
+                self._places[facts["id"]] = int(key)
+        file.flush()
+        self._handed = set(self._facts)
+
+    def _create(self) -> None:
+        need_space(self.path.parent, 0)
+        # Our own lock keeps others away; HDF5's would stay with forked readers of images after a kill of this process.
+        self._file = h5py.File(self.partial, "w", locking=False)
+        for name, value in self._root().items():
+            write_attribute(self._file, name, value)
+        meta = self._file.create_group("meta")
+        for name, text in self._meta.items():
+            write_text(meta, name, text)
+        self._file.flush()
+
+    def _root(self) -> dict[str, str | int]:
+        return {
+            "format": FORMAT,
+            "schema": f"{SCHEMA[0]}.{SCHEMA[1]}",
+            "kind": self._kind.name,
+            "kind_version": self._kind.version,
+            "complete": 0,
+            "items": len(self._places),
+            "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "calseg_version": calseg_cli.__version__,
+        }
+
+    def _write_item(self, job: _Job) -> None:
+        check_item(self._kind, job.facts["id"], job.arrays)
+        with disk_errors(self.path), _hdf5_errors(self.path):
+            need_space(self.path.parent, sum(array.nbytes for array in job.arrays.values()))
+            file = self._open_file()
+            group = file.create_group(f"items/{job.position:06d}")
+            facts = {**job.facts, "arrays": {key: array_digest(job.arrays[key]) for key in sorted(job.arrays)}}
+            for key, array in job.arrays.items():
+                group.create_dataset(key, data=array, **item_options(array, self._compression))
+            facts["digest"] = item_digest(facts)
+            write_attribute(group, "facts", json_text(facts))
+            # What was flushed survives a kill; without it the whole file would be lost.
+            file.flush()
+        self._facts[job.position] = facts
 
     def _finish(self) -> None:
+        self._drain()
+        if len(self._facts) != len(self._places):
+            raise ValueError(f"{self.path.name}: {len(self._facts)} of {len(self._places)} items were written")
         with disk_errors(self.path), _hdf5_errors(self.path):
             file = self._open_file()
-            if self._index:
-                index = file.create_group("index")
-                for column in self._index[0]:
-                    values = [row[column] for row in self._index]
-                    text = isinstance(values[0], str)
-                    index.create_dataset(column, data=values, dtype=h5py.string_dtype() if text else None)
+            need_space(self.path.parent, 1000 * len(self._facts))
+            write_index(file, self._facts)
             self.digest = content_digest(
-                self._kind.name, self._meta, [str(row["digest"]) for row in self._index], self._arrays
+                self._kind.name, self._meta, [(n, f["digest"]) for n, f in self._facts.items()], self._arrays
             )
-            file.attrs["content_digest"] = self.digest
-            file.attrs["complete"] = True
-            self._close()
-            sync(self.partial)
-            self.partial.replace(self.path)
-            sync(self.path.parent)
+            finish_file(file, self.digest, len(self._facts))
+            self._file = None
+            name_file(self.partial, self.path)
 
-    def _need_space(self, size: int) -> None:
-        """Raise the error of a full disk before HDF5 meets one: it would take the process with it."""
-        if shutil.disk_usage(self.path.parent).free < size + _SPARE:
-            raise OSError(ENOSPC, strerror(ENOSPC))
+    def _leave(self) -> None:
+        """Keep what was begun for --resume; a file without a single item is worth nothing."""
+        self._close()
+        if not self._facts:
+            self.partial.unlink(missing_ok=True)
+
+    def _drain(self) -> None:
+        if self._background is not None:
+            background, self._background = self._background, None
+            background.close()
+
+    def _open_background(self) -> Background[_Job]:
+        if self._background is None:
+            self._open_file()
+            self._background = Background(self._write_item, _WAITING)
+        return self._background
 
     def _open_file(self) -> h5py.File:
         if self._file is None:
-            raise ValueError("an ArtifactWriter is used inside its `with` block")
+            raise ValueError("an ArtifactWriter is used inside its `with` block, and not where it is finished")
         return self._file
 
     def _close(self) -> None:
+        try:
+            self._drain()
+        except Exception as error:
+            _log.debug("while leaving: %s", error)
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def write_index(file: h5py.File, facts: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write /index, a column each fact, rows by rising position."""
+    if not facts:
+        return
+    index = file.create_group("index")
+    positions = sorted(facts)
+    index.create_dataset("position", data=np.array(positions, dtype=np.int64))
+    for column in [name for name in facts[positions[0]] if name != "arrays"]:
+        values = [facts[position][column] for position in positions]
+        array = text_array(values) if isinstance(values[0], str) else np.array(values)
+        index.create_dataset(column, data=array.astype(np.uint8) if array.dtype.kind == "b" else array)
+
+
+def finish_file(file: h5py.File, digest: str, items: int) -> None:
+    """Write the last attributes of an artifact, close it and seal it."""
+    write_attribute(file, "items", items)
+    write_attribute(file, "content_digest", digest)
+    write_attribute(file, "complete", 1)
+    file.flush()
+    chunks = [chunk for group in _groups(file) for key in group for chunk in _chunks(group[key])]
+    path = Path(file.filename)
+    file.close()
+    seal(path, chunks)
+
+
+def name_file(partial: Path, path: Path) -> None:
+    """Give a finished file its name, in place of an older one."""
+    sync(partial)
+    replace_file(partial, path)
+    sync(path.parent)
+
+
+def _groups(file: h5py.File) -> Iterator[h5py.Group]:
+    if "arrays" in file:
+        yield file["arrays"]
+    items = file.get("items")
+    for key in items if items is not None else ():
+        yield items[key]
+
+
+def _chunks(dataset: h5py.Dataset) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    if dataset.chunks is not None:
+        dataset.id.chunk_iter(lambda info: found.append((info.byte_offset, info.size)))
+    return found
+
+
+def _tables(file: h5py.File) -> dict[str, Any]:
+    return {name: json.loads(file["meta"][name][()].decode()) for name in file["meta"]}
+
+
+def _table_changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+    """What differs in the tables that decide the content; a recipe names it best, so it speaks first."""
+    recipe = changes(before.get("recipe", {}), json.loads(now.get("recipe", "{}")))
+    rest = [
+        change
+        for name in CONTENT_TABLES
+        for change in changes({name: before.get(name, {})}, {name: json.loads(now.get(name, "{}"))})
+    ]
+    return recipe or rest
 
 
 @contextmanager
@@ -189,30 +388,3 @@ def _hdf5_errors(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise CalsegError(f"{path} could not be written: {error}", "is the disk full?") from error
-
-
-def _chunk(array: Array) -> tuple[int, int, int]:
-    """(C,t,t) with the largest t of 128, 64, 32 whose chunk stays under 512 KiB: a crop touches few chunks."""
-    planes, height, width = array.shape
-    tile = next((t for t in (128, 64, 32) if planes * t * t * array.itemsize <= _CHUNK_BYTES), 32)
-    return planes, min(tile, height), min(tile, width)
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def array_digest(array: Array) -> str:
-    """sha256 over type, shape and values (little-endian, row-major)."""
-    if array.dtype.kind in "UO":
-        return _sha(json.dumps([str(value) for value in array.ravel()]) + str(array.shape))
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    head = f"{little.dtype.str} {little.shape}".encode()
-    return hashlib.sha256(head + little.tobytes()).hexdigest()
-
-
-def content_digest(kind: str, meta: Mapping[str, str], items: Sequence[str], arrays: Mapping[str, str]) -> str:
-    """The digest of a whole artifact from the digests of its parts."""
-    parts = [kind, meta.get("classes", ""), meta.get("protocol", ""), *items]
-    parts += [f"{name}={digest}" for name, digest in sorted(arrays.items())]
-    return f"sha256:{_sha(chr(10).join(parts))}"

@@ -9,7 +9,8 @@ import pytest
 
 from calseg_cli.artifacts.describe import describe
 from calseg_cli.artifacts.geometry import Geometry
-from calseg_cli.artifacts.reader import item_digests, open_artifact
+from calseg_cli.artifacts.reader import open_artifact
+from calseg_cli.artifacts.seal import seal
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.errors import ArtifactError
 
@@ -45,10 +46,10 @@ def test_digest_is_of_content(tmp_path):
     assert write(tmp_path / "c.h5", seed=1).digest != first
     with open_artifact(tmp_path / "a.h5") as a, open_artifact(tmp_path / "b.h5") as b:
         assert a.digest == first
-        assert item_digests(a, "logits") == item_digests(b, "logits")
+        assert a.item_digests == b.item_digests
 
 
-def test_an_exception_leaves_nothing_and_keeps_the_old_result(tmp_path):
+def test_an_exception_keeps_the_old_result_and_what_was_begun(tmp_path):
     path = tmp_path / "a.h5"
     before = write(path).digest
     with (
@@ -57,8 +58,14 @@ def test_an_exception_leaves_nothing_and_keeps_the_old_result(tmp_path):
     ):
         writer.add_item("x", {"logits": np.zeros((2, 3, 3), np.float16)}, GEOMETRY)
         raise KeyboardInterrupt
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.h5", "a.h5.partial"]
     assert open_artifact(path).digest == before
+
+
+def test_an_exception_before_the_first_item_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), ArtifactWriter(tmp_path / "a.h5", "logits", meta=META):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_existing_result_needs_force(tmp_path):
@@ -120,7 +127,7 @@ def edit(path: Path, change) -> None:
         (lambda f: f.attrs.__setitem__("schema", "9.0"), "newer"),
         (lambda f: f.attrs.__setitem__("format", "else"), "no calseg artifact"),
         (lambda f: f.attrs.__setitem__("kind", "spells"), "unknown kind"),
-        (lambda f: f["meta"].attrs.__setitem__("classes", "{"), "damaged"),
+        (lambda f: f["meta/classes"].__setitem__((), b"{"), "damaged"),
     ],
 )
 def test_wrong_files_are_refused_at_opening(tmp_path, change, says):
@@ -129,6 +136,14 @@ def test_wrong_files_are_refused_at_opening(tmp_path, change, says):
     edit(path, change)
     with pytest.raises(ArtifactError, match=says):
         open_artifact(path)
+
+
+def reseal(path: Path) -> None:
+    with h5py.File(path) as file:
+        end = file.id.get_filesize()
+    with path.open("r+b") as stream:
+        stream.truncate(end)
+    seal(path, [])
 
 
 def _external(file):
@@ -152,13 +167,17 @@ def _raw(file):
 
 
 @pytest.mark.parametrize(
-    ("plant", "says"), [(_external, "elsewhere"), (_soft, "elsewhere"), (_bomb, "claims"), (_raw, "other files")]
+    ("plant", "says"),
+    [(_external, "external link"), (_soft, "soft link"), (_bomb, "claims"), (_raw, "external storage")],
 )
 def test_planted_data_are_refused_when_read(tmp_path, plant, says):
     path = tmp_path / "a.h5"
     write(path)
     edit(path, plant)
-    with open_artifact(path) as artifact, pytest.raises(ArtifactError, match=says):
+    with pytest.raises(ArtifactError, match=says):
+        open_artifact(path)
+    reseal(path)  # a stranger can seal too
+    with pytest.raises(ArtifactError, match=says), open_artifact(path) as artifact:
         artifact.item("city/ünï 0", "logits")
 
 
