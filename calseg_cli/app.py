@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from calseg_cli.commands import adapt, config, data, demo, evaluate, init, inspect, predict, pretrain, results
+from calseg_cli.commands import adapt, artifact, config, data, demo, evaluate, init, inspect, predict, pretrain, results
+from calseg_cli.commands import pseudo_label as pseudo_label_command
 from calseg_cli.commands import sample_data as sample_data_command
 from calseg_cli.commands._session import forget_stdout, with_session
 from calseg_cli.commands._version import version_text
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     "pretrain": (pretrain.pretrain, STAGES, "Train a network on the labelled source domain."),
     "adapt": (adapt.adapt, STAGES, "Adapt it to the unlabelled target domain."),
     "predict": (predict.predict, STAGES, "Write its logits as an artifact, and pictures."),
+    "pseudo-label": (pseudo_label_command.pseudo_label, STAGES, "Labels from logits, ignored where not believed."),
     "evaluate": (evaluate.evaluate, STAGES, "Measure accuracy and calibration (also: eval)."),
     "results": (results.results, LOOK, "All evaluations of a run in one table."),
     "inspect": (inspect.inspect, LOOK, "What a file of calseg's holds."),
@@ -37,6 +39,15 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
 ALIASES = {"eval": "evaluate"}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": ("Check the datasets.", {"check": data.check}),
+    "artifact": (
+        "Prove, compare, merge, repack artifacts.",
+        {
+            "verify": artifact.verify,
+            "diff": artifact.diff,
+            "merge": artifact.merge,
+            "convert": artifact.convert,
+        },
+    ),
     "config": ("Look at the configuration.", {"show": config.show, "schema": config.schema}),
 }
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -50,7 +61,16 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-UNCONFIGURED = ("demo", "sample-data", "init", "inspect")
+UNCONFIGURED = (
+    "demo",
+    "sample-data",
+    "init",
+    "inspect",
+    "artifact verify",
+    "artifact diff",
+    "artifact merge",
+    "artifact convert",
+)
 
 
 def guarded(function: Callable[..., None], *, configured: bool = True) -> Callable[..., None]:
@@ -112,7 +132,7 @@ def build(*, plain: bool = False) -> typer.Typer:
     for name, (text, functions) in GROUPS.items():
         group = typer.Typer(help=text, no_args_is_help=True, context_settings=CONTEXT)
         for sub, function in functions.items():
-            group.command(sub)(guarded(function))
+            group.command(sub)(guarded(function, configured=f"{name} {sub}" not in UNCONFIGURED))
         app.add_typer(group, name=name, rich_help_panel=DATA if name == "data" else LOOK)
     return app
 

@@ -39,6 +39,12 @@ Force = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=OUTPUT)]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", "-n", help="Check everything, say what would be written, write nothing.", rich_help_panel=OUTPUT
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", rich_help_panel=OUTPUT)]
 Checkpoint = Annotated[
     str | None,

@@ -2,12 +2,28 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calseg_cli.commands._options import Checkpoint, Device, Domain, Force, MaxItems, Name, Out, Split, Workers
+from calseg_cli.commands._options import (
+    RUNTIME,
+    Checkpoint,
+    Device,
+    Domain,
+    DryRun,
+    Force,
+    MaxItems,
+    Name,
+    Out,
+    Resume,
+    Split,
+    Workers,
+)
 from calseg_cli.commands._session import Session
+
+if TYPE_CHECKING:
+    from calseg_cli.stages.predict import Plan
 
 
 def predict(
@@ -26,12 +42,22 @@ def predict(
     flip: Annotated[bool | None, typer.Option("--flip", help="Average with the mirrored image.")] = None,
     scales: Annotated[str | None, typer.Option(help="Average over scales, such as 0.75,1,1.25.")] = None,
     logits_dtype: Annotated[str | None, typer.Option(help="float16 or float32.")] = None,
-    compression: Annotated[str | None, typer.Option(help="gzip or none.")] = None,
+    compression: Annotated[str | None, typer.Option(help="gzip, none, zstd or bitshuffle.")] = None,
     name: Name = None,
     device: Device = None,
     workers: Workers = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANK/RANKS",
+            help="Only this part, such as 0/8; torchrun sets it. The last part writes the manifest.",
+            rich_help_panel=RUNTIME,
+        ),
+    ] = None,
     out: Out = None,
+    resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Write the logits of a split, or of any folder of images, at the network's own stride. No label is opened.
 
@@ -52,16 +78,48 @@ def predict(
             "workers": workers,
         }
     )
+    from calseg_cli.stages.predict import plan_prediction
     from calseg_cli.stages.predict import predict as stage
 
-    done = stage(resolved, checkpoint=checkpoint, images=images, out=out, force=force, progress=session.progress)
+    if dry_run:
+        _show_plan(session, plan_prediction(resolved, checkpoint=checkpoint, images=images, out=out))
+        return
+    done = stage(
+        resolved,
+        checkpoint=checkpoint,
+        images=images,
+        out=out,
+        shard=shard,
+        resume=resume,
+        force=force,
+        progress=session.progress,
+    )
     if done.pictures is not None:
         session.progress.note(f"pictures: {done.pictures}")
     session.path(
         {"artifact": done.artifact, "pictures": done.pictures, "images": done.images, "digest": done.digest},
         done.artifact,
     )
-    session.next(f"calseg evaluate --logits {shlex.quote(str(done.artifact))}")
+    if done.digest is None:
+        return
+    step = "pseudo-label" if resolved.config.predict.split == "train" and images is None else "evaluate"
+    session.next(f"calseg {step} --logits {shlex.quote(str(done.artifact))}")
+
+
+def _show_plan(session: Session, plan: "Plan") -> None:
+    from calseg_cli.artifacts.disk import human
+
+    rows = [
+        ["to", f"{plan.target} ({plan.state})"],
+        ["images", str(plan.images)],
+        ["classes", str(plan.classes)],
+        ["size before packing", human(plan.raw_bytes)],
+        ["free on that disk", human(plan.free_bytes)],
+    ]
+    if session.as_json:
+        session.result({**vars(plan), "dry_run": True})
+    else:
+        session.write("".join(f"{name}: {value}\n" for name, value in rows))
 
 
 def _numbers(text: str) -> list[float | str]:

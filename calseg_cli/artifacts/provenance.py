@@ -1,6 +1,7 @@
 """Owns where a result came from: command, versions, commit, seed, parents; never an absolute path or a user's name."""
 
 import hashlib
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,13 @@ def provenance(
     seed: int | None = None,
     config_digest: str | None = None,
     parents: Mapping[str, str] | None = None,
+    files: Mapping[str, str | None] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """What a reader needs to make the same file again, as plain JSON values.
 
-    `parents` maps what was read (a role such as "checkpoint") to its digest. Absolute paths in `command` are cut to
+    `parents` maps what was read (a role such as "checkpoint") to its digest, `files` to where it lies seen from the
+    result (`beside`). Absolute paths in `command` are cut to
     their last part, so that two people who run the same thing write the same bytes.
     """
     return {
@@ -37,8 +40,20 @@ def provenance(
         "seed": seed,
         "config_digest": config_digest,
         "parents": dict(parents or {}),
+        "files": {role: file for role, file in (files or {}).items() if file is not None},
         "device": device,
     }
+
+
+def beside(path: Path, folder: Path) -> str:
+    """Where `path` lies seen from `folder`, if both are below the working directory; else its name alone.
+
+    A way that leads through other folders would tell a stranger how somebody's disk is laid out.
+    """
+    here = Path.cwd().resolve()
+    if path.resolve().is_relative_to(here) and folder.resolve().is_relative_to(here):
+        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    return path.name
 
 
 def _portable(word: str) -> str:

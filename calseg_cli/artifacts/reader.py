@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calseg_cli.artifacts.geometry import Geometry
 from calseg_cli.artifacts.kinds import FORMAT, IGNORED_CLASS, LARGEST_SIDE, SCHEMA, Kind, class_hash, find_kind
-from calseg_cli.artifacts.policy import check_attributes, check_dataset, links, member
+from calseg_cli.artifacts.policy import check_attributes, check_dataset, links, member, packing
 from calseg_cli.artifacts.safe_open import hdf5_reading, open_hdf5, safe_open
 from calseg_cli.artifacts.text import attribute, texts
 from calseg_cli.errors import ArtifactError
@@ -122,6 +122,10 @@ class Artifact:
 
     def item(self, name: str, key: str) -> Array:
         """One array of one image. Raises ArtifactError where it is missing or damaged."""
+        raise NotImplementedError
+
+    def form(self, name: str, key: str) -> tuple[tuple[int, ...], str, str]:
+        """Shape, type and packing of one array of one image, without reading it."""
         raise NotImplementedError
 
     def item_facts(self, name: str) -> dict[str, Any]:
@@ -234,6 +238,11 @@ class FileArtifact(Artifact):
     def item(self, name: str, key: str) -> Array:
         """One array of one image. Raises ArtifactError where it is missing or damaged."""
         with hdf5_reading(self.path):
+            return np.asarray(self.check(name, key)[()])
+
+    def check(self, name: str, key: str) -> Any:
+        """The dataset of one array of one image, held against the rules and its kind. Raises ArtifactError."""
+        with hdf5_reading(self.path):
             group, place = self._group(name), self._place(name)
             dataset = member(group, key, place)
             check_dataset(dataset, f"{place}/{key}")
@@ -242,7 +251,12 @@ class FileArtifact(Artifact):
                 raise ArtifactError(
                     f"{self.path}: {place}/{key} is no {key} of kind {self.kind.name}", "write it again"
                 )
-            return np.asarray(dataset[()])
+            return dataset
+
+    def form(self, name: str, key: str) -> tuple[tuple[int, ...], str, str]:
+        """Shape, type and packing of one array of one image, without reading it."""
+        dataset = self.check(name, key)
+        return tuple(dataset.shape), dataset.dtype.name, packing(dataset)
 
     def item_facts(self, name: str) -> dict[str, Any]:
         """What the item's own group says of it: id, geometry, digests of the image, of each array, of all of it."""

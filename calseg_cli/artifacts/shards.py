@@ -73,6 +73,10 @@ class ShardedArtifact(Artifact):
         """One array of one image. Raises ArtifactError where it is missing or damaged."""
         return self._shard(name).item(name, key)
 
+    def form(self, name: str, key: str) -> tuple[tuple[int, ...], str, str]:
+        """Shape, type and packing of one array of one image, without reading it."""
+        return self._shard(name).form(name, key)
+
     def item_facts(self, name: str) -> dict[str, Any]:
         """What the item's own group says of it."""
         return self._shard(name).item_facts(name)

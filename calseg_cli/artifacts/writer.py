@@ -20,7 +20,7 @@ from calseg_cli.artifacts.codec import array_options, item_options
 from calseg_cli.artifacts.digests import CONTENT_TABLES, array_digest, content_digest, item_digest, json_text
 from calseg_cli.artifacts.disk import check_estimate, need_space
 from calseg_cli.artifacts.geometry import Geometry
-from calseg_cli.artifacts.kinds import FORMAT, SCHEMA, check_item, find_kind
+from calseg_cli.artifacts.kinds import FORMAT, SCHEMA, Kind, check_item, find_kind
 from calseg_cli.artifacts.lock import sole_holder
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.recipe import changes
@@ -96,6 +96,11 @@ class ArtifactWriter:
     def todo(self) -> list[str]:
         """The ids that are not in the file yet, in their order."""
         return [name for name, position in self._places.items() if position not in self._handed]
+
+    @property
+    def done(self) -> int:
+        """How many items are in the file, or on their way there."""
+        return len(self._handed)
 
     def __enter__(self) -> Self:
         self._held.enter_context(sole_holder(self.path))
@@ -234,26 +239,7 @@ class ArtifactWriter:
 
     def _create(self) -> None:
         need_space(self.path.parent, 0)
-        # Our own lock keeps others away; HDF5's would stay with forked readers of images after a kill of this process.
-        self._file = h5py.File(self.partial, "w", locking=False)
-        for name, value in self._root().items():
-            write_attribute(self._file, name, value)
-        meta = self._file.create_group("meta")
-        for name, text in self._meta.items():
-            write_text(meta, name, text)
-        self._file.flush()
-
-    def _root(self) -> dict[str, str | int]:
-        return {
-            "format": FORMAT,
-            "schema": f"{SCHEMA[0]}.{SCHEMA[1]}",
-            "kind": self._kind.name,
-            "kind_version": self._kind.version,
-            "complete": 0,
-            "items": len(self._places),
-            "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-            "calseg_version": calseg_cli.__version__,
-        }
+        self._file = create_file(self.partial, self._kind, self._meta, len(self._places))
 
     def _write_item(self, job: _Job) -> None:
         check_item(self._kind, job.facts["id"], job.arrays)
@@ -315,6 +301,29 @@ class ArtifactWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def create_file(partial: Path, kind: Kind, tables: Mapping[str, str], items: int) -> h5py.File:
+    """Begin an artifact of `items` items, with its description as JSON texts; unfinished until `finish_file`."""
+    # Our own lock keeps others away; HDF5's would stay with forked readers of images after a kill of this process.
+    file = h5py.File(partial, "w", locking=False)
+    root: dict[str, str | int] = {
+        "format": FORMAT,
+        "schema": f"{SCHEMA[0]}.{SCHEMA[1]}",
+        "kind": kind.name,
+        "kind_version": kind.version,
+        "complete": 0,
+        "items": items,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "calseg_version": calseg_cli.__version__,
+    }
+    for name, value in root.items():
+        write_attribute(file, name, value)
+    meta = file.create_group("meta")
+    for name, text in tables.items():
+        write_text(meta, name, text)
+    file.flush()
+    return file
 
 
 def write_index(file: h5py.File, facts: Mapping[int, Mapping[str, Any]]) -> None:

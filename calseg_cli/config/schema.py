@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from calseg_cli.config.domain import Domain
 from calseg_cli.config.methods import Adapt
+from calseg_cli.config.pseudo_label import PseudoLabel
 from calseg_cli.config.section import Section, key, section
 from calseg_cli.config.training import Pretrain
 from calseg_cli.config.values import (
@@ -46,7 +47,9 @@ class Predict(Section):
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = key((1.0,), "Average over these image scales.")
     flip: Bool = key(False, "Average with the mirrored image.")
     logits_dtype: Literal["float16", "float32"] = key("float16", "How logits are stored: float16 or float32.")
-    compression: Literal["none", "gzip"] = key("gzip", "How the artifact is packed: gzip or none.")
+    compression: Literal["none", "gzip", "zstd", "bitshuffle"] = key(
+        "gzip", "How the artifact is packed: gzip, none, or with calseg[fast-io] zstd or bitshuffle."
+    )
     png: Bool = key(False, "Also write label, overlay and confidence pictures.")
     max_items: Annotated[Int, Field(ge=1)] | None = key(None, "Only the first N images; null for all.")
 
@@ -99,6 +102,7 @@ class Config(Section):
     network: Network = section(Network, "Which network, and the weights it starts from.")
     pretrain: Pretrain = section(Pretrain, "Supervised training on the source.")
     predict: Predict = section(Predict, "Logits as an artifact.")
+    pseudo_label: PseudoLabel = section(PseudoLabel, "Labels from logits, where they are believed.")
     adapt: Adapt = section(Adapt, "Adaptation to the unlabelled target.")
     evaluate: Evaluate = section(Evaluate, "Accuracy and calibration on labelled images.")
 

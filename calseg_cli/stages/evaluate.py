@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calseg_cli.artifacts.provenance import provenance
+from calseg_cli.artifacts.lineage import stale_note
+from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.config import Resolved
@@ -23,6 +24,7 @@ from calseg_cli.metrics.tally import Tally
 from calseg_cli.report.data import Compared, ReportData
 from calseg_cli.report.page import write_page
 from calseg_cli.report.tables import class_rows, score_rows, to_csv, to_document, to_json
+from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.comparison import earlier_results
 from calseg_cli.stages.domains import evaluation_subset, open_domain
 from calseg_cli.stages.measuring import measure
@@ -79,13 +81,18 @@ def evaluate(
     run = run_folder(resolved)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     with memory_errors(OUT_OF_MEMORY):
-        measured = _from_artifact(resolved, logits) if logits is not None else _from_network(resolved, run, checkpoint)
+        measured = (
+            _from_artifact(resolved, logits, progress)
+            if logits is not None
+            else _from_network(resolved, run, checkpoint)
+        )
         road = measured.road
         subset = evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
         progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
         tally = measure(road.stream(), len(road.dataset), len(road.class_names), edges=options.edges, progress=progress)
         scores = read_scores(tally, bins=options.bins, classes=subset, class_names=road.class_names)
-        meta = _meta(resolved, measured)
+        folder = out or run.evaluate / measured.name
+        meta = _meta(resolved, measured, folder)
         data = report_data(
             road,
             tally,
@@ -98,7 +105,6 @@ def evaluate(
     earlier = earlier_results(run.evaluate, measured.name, meta["protocol"], scores.num_images)
     itself = Compared(measured.name, data.scores, data.reliability)
     data = replace(data, comparison=[*earlier, itself] if earlier else [], training=measured.training)
-    folder = out or run.evaluate / measured.name
     _write(folder, tally, meta, data, html=options.html)
     return Evaluated(scores, data, folder, options.html, check_thresholds(options.fail_if, scores))
 
@@ -132,10 +138,14 @@ def _part(resolved: Resolved) -> str:
     return f"-first{first}" if first is not None else ""
 
 
-def _from_artifact(resolved: Resolved, path: Path) -> _Measured:
+def _from_artifact(resolved: Resolved, path: Path, progress: Progress) -> _Measured:
     """The artifact says which split it is of; --domain and --split have the last word."""
     with open_artifact(path, "logits") as artifact:
+        check_configured_classes(artifact, resolved)
         names, protocol = artifact.class_names, artifact.meta["protocol"]
+        stale = stale_note(artifact)
+    if stale is not None:
+        progress.note(stale)
     options = resolved.config.evaluate
 
     def chosen(key: str) -> str:
@@ -144,7 +154,9 @@ def _from_artifact(resolved: Resolved, path: Path) -> _Measured:
 
     domain, split = chosen("domain"), chosen("split")
     dataset = _labelled(resolved, names, domain, split)
-    return _Measured(ArtifactRoad(path, dataset), path.stem + _part(resolved), domain, split, "cpu", [])
+    return _Measured(
+        ArtifactRoad(path, dataset), path.stem.removesuffix(".manifest") + _part(resolved), domain, split, "cpu", []
+    )
 
 
 def _labelled(resolved: Resolved, class_names: Sequence[str], domain: str, split: str) -> SegmentationDataset:
@@ -152,7 +164,7 @@ def _labelled(resolved: Resolved, class_names: Sequence[str], domain: str, split
     return data.dataset(split, with_labels=True, max_items=resolved.config.evaluate.max_items)
 
 
-def _meta(resolved: Resolved, measured: _Measured) -> dict[str, Any]:
+def _meta(resolved: Resolved, measured: _Measured, folder: Path) -> dict[str, Any]:
     config, options, road = resolved.config, resolved.config.evaluate, measured.road
     return {
         "classes": classes_table(road.class_names, road.palette, IGNORE),
@@ -169,6 +181,7 @@ def _meta(resolved: Resolved, measured: _Measured) -> dict[str, Any]:
             seed=config.seed,
             config_digest=resolved.digest,
             parents=road.parents,
+            files={role: beside(path, folder) for role, path in road.files.items()},
             device=measured.device,
         ),
         "config": resolved.to_dict(),

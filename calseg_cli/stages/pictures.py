@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calseg_cli.artifacts.reader import Artifact
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.infer import Prediction
+from calseg_cli.engine.interrupt import StopRequest
+from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
 from calseg_cli.report.pictures import colorize, confidence_map, overlay, write_label_png, write_png
 
@@ -31,6 +34,21 @@ def write_prediction(folder: Path, prediction: Prediction, dataset: Segmentation
     write_label_png(folder / "label" / f"{name}.png", classes, palette)
     write_png(folder / "overlay" / f"{name}.png", overlay(image, colorize(classes, palette, IGNORE)))
     write_png(folder / "confidence" / f"{name}.png", confidence_map(confidence))
+
+
+def draw_predictions(
+    folder: Path, artifact: Artifact, dataset: SegmentationDataset, progress: Progress, stop: StopRequest
+) -> None:
+    """Draw every image of a logits artifact; `dataset` holds the images. Raises StoppedError on a signal."""
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in artifact.meta["classes"]["palette"])
+    progress.start("drawing", len(artifact))
+    for name in artifact.ids:
+        logits = torch.from_numpy(artifact.item(name, "logits"))
+        write_prediction(folder, Prediction(name, logits, artifact.geometry(name), None), dataset, palette)
+        progress.advance()
+        if stop:
+            raise stop.error(f"stopped while drawing; {artifact.path} is whole", "--resume draws all pictures anew")
+    progress.finish()
 
 
 def safe_name(image_id: str) -> str:

@@ -3,36 +3,127 @@
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calseg_cli.artifacts.provenance import file_digest, provenance
+from PIL import Image
+
+from calseg_cli.artifacts.disk import free_bytes
+from calseg_cli.artifacts.provenance import beside, file_digest, provenance
+from calseg_cli.artifacts.reader import Artifact, open_artifact
+from calseg_cli.artifacts.safe_open import PARTIAL
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE, Item, Layout, find_items, find_layout, make_layout
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.infer import Prediction
+from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
+from calseg_cli.stages.chain import recipe
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
-from calseg_cli.stages.pictures import write_prediction
+from calseg_cli.stages.pictures import draw_predictions
 from calseg_cli.stages.roads import NetworkRoad, classes_table
 from calseg_cli.stages.run_folder import find_network, run_folder, short_name
+from calseg_cli.stages.sharding import ShardedWork, find_shard
 
 OUT_OF_MEMORY = "set a smaller size for the domain, or fewer predict.scales"
+GO_ON = "the same command with --resume goes on from there"
+_BYTES = {"float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What predict leaves."""
+    """What predict leaves; with `digest` None the artifact is still to come, when the other shards are whole."""
 
     artifact: Path
     pictures: Path | None
     images: int
-    digest: str
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What predict would do: where to, for how many images, and at most how many bytes."""
+
+    target: Path
+    state: str
+    images: int
+    classes: int
+    raw_bytes: int
+    free_bytes: int
+
+
+class PreparedPrediction:
+    """A prepared run of the stage: everything is opened and checked, nothing is written yet."""
+
+    def __init__(self, resolved: Resolved, *, checkpoint: str | None, images: Path | None, out: Path | None) -> None:
+        config = resolved.config
+        self.resolved, self.options = resolved, config.predict
+        run = run_folder(resolved)
+        path = find_network(run, checkpoint)
+        self.device = choose_device(config.device)
+        seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
+        loaded = load_network(path, self.device, resolved)
+        self.dataset, self.origin = _dataset(resolved, loaded, images)
+        self.road = NetworkRoad(loaded, self.dataset, self.options, device=self.device, workers=config.workers)
+        self.place = "-".join(self.origin.values())
+        self.checkpoint = path
+        self.target = out or run.predict / f"{short_name(path, run)}-{self.place}.h5"
+        self.ids = [item.id for item in self.dataset.items]
+
+    def plan(self) -> Plan:
+        """What would be done, without doing it."""
+        partial = self.target.with_name(self.target.name + PARTIAL)
+        state = "exists" if self.target.exists() else "unfinished" if partial.exists() else "new"
+        return Plan(
+            self.target,
+            state,
+            len(self.dataset),
+            len(self.road.class_names),
+            self.raw_bytes(),
+            free_bytes(self.target.parent),
+        )
+
+    def raw_bytes(self) -> int:
+        """The logits' size before packing, from the first image's size where the images keep their own."""
+        height, width = self.dataset.size or _image_size(self.dataset.items[0].image)
+        stride = self.road.stride
+        grid = -(-height // stride) * -(-width // stride)
+        return len(self.dataset) * len(self.road.class_names) * grid * _BYTES[self.options.logits_dtype]
+
+    def meta(self) -> dict[str, Any]:
+        """The tables of the artifact."""
+        config, road = self.resolved.config, self.road
+        options = {
+            **self.origin,
+            "size": list(self.dataset.size) if self.dataset.size else None,
+            "scales": list(self.options.scales),
+            "flip": self.options.flip,
+            "logits_dtype": self.options.logits_dtype,
+        }
+        return {
+            "classes": classes_table(road.class_names, road.palette, IGNORE),
+            "protocol": {**road.protocol, **self.origin},
+            "recipe": recipe("predict", road.parents, self.ids, options),
+            "provenance": provenance(
+                sys.argv,
+                seed=config.seed,
+                config_digest=self.resolved.digest,
+                parents=road.parents,
+                files={role: beside(path, self.target.parent) for role, path in road.files.items()},
+                device=str(self.device),
+            ),
+            "config": self.resolved.to_dict(),
+        }
+
+
+def plan_prediction(resolved: Resolved, *, checkpoint: str | None, images: Path | None, out: Path | None) -> Plan:
+    """What `predict` would do; opens everything, writes nothing."""
+    return PreparedPrediction(resolved, checkpoint=checkpoint, images=images, out=out).plan()
 
 
 def predict(
@@ -41,44 +132,108 @@ def predict(
     checkpoint: str | None,
     images: Path | None,
     out: Path | None,
+    shard: str | None = None,
+    resume: bool = False,
     force: bool,
     progress: Progress,
 ) -> Predicted:
     """Write the logits of a split (or of any folder of images) as an artifact. No label is opened."""
-    config, options = resolved.config, resolved.config.predict
-    run = run_folder(resolved)
-    path = find_network(run, checkpoint)
-    device = choose_device(config.device)
-    seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    loaded = load_network(path, device, resolved)
-    dataset, origin = _dataset(resolved, loaded, images)
-    place = "-".join(origin.values())
-    road = NetworkRoad(loaded, dataset, options, device=device, workers=config.workers)
-    target = out or run.predict / f"{short_name(path, run)}-{place}.h5"
-    pictures = target.with_name(f"{target.stem}-pictures") if options.png else None
-    drawing = pictures.with_name(f"{pictures.name}.partial") if pictures is not None else None
-    if drawing is not None:
-        shutil.rmtree(drawing, ignore_errors=True)  # what a killed run left
-    writer = ArtifactWriter(
-        target, "logits", meta=_meta(resolved, road, origin, str(device)), compression=options.compression, force=force
-    )
-    progress.note(f"network {path}, {len(dataset)} images of {place}")
-    progress.start("predicting", len(dataset))
-    with memory_errors(OUT_OF_MEMORY), writer:
-        for number, prediction in enumerate(_told(road.stream(), progress)):
-            writer.add_item(
-                prediction.id,
-                {"logits": prediction.logits.numpy()},
-                prediction.geometry,
-                image_digest=file_digest(dataset.items[number].image),
+    ranks = find_shard(shard)
+    work = PreparedPrediction(resolved, checkpoint=checkpoint, images=images, out=out)
+    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+        if ranks is None:
+            artifact = _write_one(work, resume=resume, force=force, progress=progress, stop=stop)
+        else:
+            shards = ShardedWork(
+                work.target,
+                "logits",
+                ranks,
+                meta=work.meta(),
+                ids=work.ids,
+                compression=work.options.compression,
+                estimate=work.raw_bytes() // ranks.ranks,
             )
-            if drawing is not None:
-                write_prediction(drawing, prediction, dataset, road.palette)
-    if pictures is not None and drawing is not None:
-        shutil.rmtree(pictures, ignore_errors=True)
-        drawing.rename(pictures)
+            found = _write_shard(work, shards, resume=resume, force=force, progress=progress, stop=stop)
+            if found is None:
+                progress.note("this shard is whole; the manifest follows when the others are")
+                return Predicted(shards.manifest, None, len(work.dataset), None)
+            artifact = found
+        with artifact:
+            pictures = _draw(work, artifact, progress, stop) if work.options.png else None
+            return Predicted(artifact.path, pictures, len(work.dataset), artifact.digest)
+
+
+def _write_one(
+    work: PreparedPrediction, *, resume: bool, force: bool, progress: Progress, stop: StopRequest
+) -> Artifact:
+    with ArtifactWriter(
+        work.target,
+        "logits",
+        meta=work.meta(),
+        ids=work.ids,
+        compression=work.options.compression,
+        estimate=work.raw_bytes(),
+        force=force,
+        resume=resume,
+    ) as writer:
+        _write(work, writer, progress, stop)
+    return open_artifact(work.target, "logits")
+
+
+def _write_shard(
+    work: PreparedPrediction, shards: ShardedWork, *, resume: bool, force: bool, progress: Progress, stop: StopRequest
+) -> Artifact | None:
+    shards.prepare(resume=resume, force=force)
+    with shards.writer(resume=resume, force=force) as own:
+        if own is not None:
+            _write(work, own, progress, stop)
+    return shards.finish()
+
+
+def _write(work: PreparedPrediction, writer: ArtifactWriter, progress: Progress, stop: StopRequest) -> None:
+    """Compute what is not in the file yet, in its order."""
+    if writer.finished:
+        progress.note(f"{writer.path} is up to date; nothing to do")
+        return
+    places = {name: place for place, name in enumerate(work.ids)}
+    todo = [places[name] for name in writer.todo]
+    progress.note(f"network {work.checkpoint}, {len(work.dataset)} images of {work.place}")
+    progress.start("predicting", len(todo) + writer.done, done=writer.done)
+    for prediction in work.road.stream(todo):
+        writer.add_item(
+            prediction.id,
+            {"logits": prediction.logits.numpy()},
+            prediction.geometry,
+            image_digest=file_digest(work.dataset.items[places[prediction.id]].image),
+        )
+        progress.advance()
+        check_stop(stop, writer)
     progress.finish()
-    return Predicted(target, pictures, len(dataset), writer.digest)
+
+
+def check_stop(stop: StopRequest, writer: ArtifactWriter) -> None:
+    """Leave with the signal's exit code after the item at hand, if somebody asked to stop and something is left."""
+    if stop and writer.todo:
+        raise stop.error(f"stopped; {writer.done} items are kept in {writer.partial}", GO_ON)
+
+
+def _draw(work: PreparedPrediction, artifact: Artifact, progress: Progress, stop: StopRequest) -> Path:
+    """Draw from the artifact, so that pictures show what it holds, and a stopped run has no gap."""
+    folder = work.target.with_name(f"{work.target.stem}-pictures")
+    with drawing_folder(folder) as drawing:
+        draw_predictions(drawing, artifact, work.dataset, progress, stop)
+    return folder
+
+
+@contextmanager
+def drawing_folder(folder: Path) -> Iterator[Path]:
+    """FOLDER.partial to draw into, which takes the place of FOLDER at the end."""
+    drawing = folder.with_name(f"{folder.name}{PARTIAL}")
+    shutil.rmtree(drawing, ignore_errors=True)  # what a killed run left
+    drawing.mkdir(parents=True)
+    yield drawing
+    shutil.rmtree(folder, ignore_errors=True)
+    drawing.rename(folder)
 
 
 def _dataset(
@@ -106,23 +261,9 @@ def _given_images(layout: Layout, path: Path) -> list[Item]:
     return find_items(layout, path, "test", with_labels=False)
 
 
-def _meta(resolved: Resolved, road: NetworkRoad, origin: dict[str, str], device: str) -> dict[str, Any]:
-    config = resolved.config
-    return {
-        "classes": classes_table(road.class_names, road.palette, IGNORE),
-        "protocol": {**road.protocol, **origin},
-        "provenance": provenance(
-            sys.argv,
-            seed=config.seed,
-            config_digest=resolved.digest,
-            parents=road.parents,
-            device=device,
-        ),
-        "config": resolved.to_dict(),
-    }
-
-
-def _told(predictions: Iterator[Prediction], progress: Progress) -> Iterator[Prediction]:
-    for prediction in predictions:
-        yield prediction
-        progress.advance()
+def _image_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image", "copy it again or take it out") from error

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from calseg_cli.artifacts.kinds import class_hash
 from calseg_cli.artifacts.provenance import file_digest
 from calseg_cli.artifacts.reader import Artifact, open_artifact
 from calseg_cli.config import Predict
@@ -24,6 +25,7 @@ class Road(Protocol):
     dataset: SegmentationDataset
     protocol: dict[str, Any]
     parents: dict[str, str]
+    files: dict[str, Path]
 
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
         """Predictions of all images in their order, or of those picked."""
@@ -47,6 +49,8 @@ class NetworkRoad:
         self._views = Views(tuple(options.scales), options.flip)
         self._options, self._workers, self._amp = options, workers, amp
         self.parents = {"checkpoint": loaded.digest}
+        self.files = {"checkpoint": loaded.checkpoint.path}
+        self.stride = loaded.network.stride
         self.protocol = {
             "network_input": f"{dataset.size[0]}x{dataset.size[1]}" if dataset.size else "the image's own size",
             "grid": f"logits at stride {loaded.network.stride}, bilinear to the label's full size"
@@ -84,6 +88,7 @@ class ArtifactRoad:
         self.palette = palette_of(self.artifact)
         self.protocol = dict(self.artifact.meta["protocol"])
         self.parents = {"logits": self.artifact.digest}
+        self.files = {"logits": path}
         self._check_images()
 
     def _check_images(self) -> None:
@@ -127,4 +132,10 @@ def palette_of(artifact: Artifact) -> tuple[tuple[int, int, int], ...]:
 
 def classes_table(names: Iterable[str], palette: Iterable[Sequence[int]], ignore: int) -> dict[str, Any]:
     """The `classes` table of an artifact."""
-    return {"names": list(names), "palette": [list(color) for color in palette], "ignore": ignore}
+    listed = list(names)
+    return {
+        "names": listed,
+        "palette": [list(color) for color in palette],
+        "ignore": ignore,
+        "hash": class_hash(listed, ignore),
+    }
