@@ -8,7 +8,7 @@ CalsegError                 1   never raised itself
 ├── StoppedError            5   stopped half way with nothing lost: `--resume` goes on
 │   └── DiskFullError       5   no space left; what was written before stays
 ├── DeviceError             6   no such device, or out of memory
-└── ThresholdError          7   `evaluate --fail-if` holds
+└── ThresholdError          7   `evaluate --fail-if` holds, or `artifact diff` found a difference
 
 Interruptions keep the shell's own numbers: 130 (SIGINT, Ctrl-C) and 143 (SIGTERM).
 """
@@ -75,7 +75,7 @@ class DeviceError(CalsegError):
 
 
 class ThresholdError(CalsegError):
-    """A condition given to `evaluate --fail-if` holds."""
+    """A condition given to `evaluate --fail-if` holds, or two artifacts that were compared differ."""
 
     exit_code = 7
 

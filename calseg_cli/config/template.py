@@ -41,6 +41,7 @@ _COMMON: frozenset[Key] = frozenset(
         *(("pretrain", name) for name in ("lr", "head_lr", "amp", "class_weights", "validate_every")),
         *(("pretrain", "augment", name) for name in ("scale", "crop", "flip", "color")),
         *(("predict", name) for name in ("split", "scales", "flip", "png")),
+        *(("pseudo_label", name) for name in ("threshold", "portion", "png")),
         *(("adapt", "adabn", name) for name in ("batch_size", "momentum")),
         *(("evaluate", name) for name in ("split", "bins", "report", "fail_if")),
     }
