@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from calseg_cli.artifacts.provenance import provenance
+from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Resolved
 from calseg_cli.data.dataset import SegmentationDataset
@@ -17,7 +17,7 @@ from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import sweep
-from calseg_cli.errors import ConfigError
+from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods import ADAPTATIONS, build_adaptation
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
@@ -43,10 +43,13 @@ def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bo
     method = build_adaptation(name, loaded.network, **_network_options(config.adapt, name))
     images = domain.dataset(config.adapt.split, with_labels=False)
     folder = run.adapt(name)
-    stage = StageFolder(folder, _facts(resolved, loaded, name, str(device)), resolved, may_change=("pretrain.",))
+    stage = StageFolder(
+        folder, _facts(resolved, loaded, name, str(device), folder), resolved, may_change=("pretrain.",)
+    )
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder, resume=resume, force=force):
             stage.check_finished()
+            _check_start(folder / NETWORK, loaded)
             progress.note(f"{folder} is finished already; nothing to do")
             return _finished(folder)
         _note_layers(method, loaded, progress)
@@ -83,6 +86,17 @@ def _sweep(
     progress.finish()
 
 
+def _check_start(result: Path, loaded: LoadedNetwork) -> None:
+    """Refuse to pass over a result that was adapted from another network than the one at hand."""
+    before = read_facts(result).get("provenance", {}).get("parents", {}).get("checkpoint")
+    if before != loaded.digest:
+        raise ArtifactError(
+            f"{result} is stale: the network it was adapted from was {str(before)[:19]}, {loaded.checkpoint.path} is "
+            f"{loaded.digest[:19]}",
+            "--force adapts the present one, --name starts another run",
+        )
+
+
 def _source_network(run: RunFolder) -> Path:
     return find_network(run, str(run.pretrain / NETWORK))
 
@@ -106,7 +120,7 @@ def _note_layers(method: Method, loaded: LoadedNetwork, progress: Progress) -> N
         )
 
 
-def _facts(resolved: Resolved, loaded: LoadedNetwork, name: str, device: str) -> dict[str, Any]:
+def _facts(resolved: Resolved, loaded: LoadedNetwork, name: str, device: str, folder: Path) -> dict[str, Any]:
     return {
         "stage": f"adapt-{name}",
         "network": loaded.checkpoint.facts["network"],
@@ -117,6 +131,7 @@ def _facts(resolved: Resolved, loaded: LoadedNetwork, name: str, device: str) ->
             seed=resolved.config.seed,
             config_digest=resolved.digest,
             parents={"checkpoint": loaded.digest},
+            files={"checkpoint": beside(loaded.checkpoint.path, folder)},
             device=device,
         ),
     }

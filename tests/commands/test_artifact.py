@@ -156,3 +156,12 @@ def test_a_strangers_names_do_not_speak_to_the_terminal(calseg, tmp_path):
     assert "\x1b" not in ran.out + ran.err
     if ran.code == 0:
         assert "[bold]sky" in ran.out
+
+
+def test_an_adapted_network_is_stale_when_its_start_was_trained_again(calseg, workspace):
+    assert calseg("adapt", cwd=workspace).code == 0
+    assert calseg("adapt", "--resume", cwd=workspace).code == 0
+    assert calseg("pretrain", "--steps", "4", "--force", cwd=workspace).code == 0
+    ran = calseg("adapt", "--resume", cwd=workspace)
+    assert (ran.code, "is stale" in ran.err) == (3, True)
+    assert calseg("adapt", "--force", cwd=workspace).code == 0
