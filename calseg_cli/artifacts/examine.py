@@ -13,8 +13,10 @@ from typing import Any
 import h5py
 
 from calseg_cli.artifacts.digests import array_digest, item_digest
-from calseg_cli.artifacts.policy import RefusedError, check_file, check_item_group
+from calseg_cli.artifacts.kinds import FORMAT
+from calseg_cli.artifacts.policy import RefusedError, check_attributes, check_file, check_item_group
 from calseg_cli.artifacts.reader import FileArtifact
+from calseg_cli.artifacts.safe_open import DAMAGE
 from calseg_cli.artifacts.text import attribute
 from calseg_cli.errors import ArtifactError
 
@@ -34,6 +36,7 @@ def examined(path: Path, *, items: bool) -> dict[str, Any]:
     """The rule that the file breaks, if any, and the facts of its whole items by position."""
     try:
         with h5py.File(path, "r", locking=False) as file:
+            _check_format(file)
             passed_over = _AT_THE_END if items else frozenset()
             check_file(file, everything=not items, passed_over=passed_over, variable_text=True)
             if items:
@@ -47,8 +50,15 @@ def examined(path: Path, *, items: bool) -> dict[str, Any]:
     except OSError as error:
         told = "it is cut short" if "truncated" in str(error) else "HDF5 cannot read it"
         return {"refused": f"{told}, or its inner tables are damaged", "items": None}
-    except (RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except DAMAGE as error:
         return {"refused": f"its inner tables are damaged ({str(error)[:100]})", "items": None}
+
+
+def _check_format(file: h5py.File) -> None:
+    """Another program's file breaks many rules; that it is not calseg's says more than the first of them."""
+    check_attributes(file, "/", variable_text=True)
+    if attribute(file, "format") != FORMAT:
+        raise RefusedError("it is an HDF5 file, but no calseg artifact")
 
 
 def _whole_items(file: h5py.File) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,9 +75,10 @@ def _facts(items: h5py.Group, key: str) -> dict[str, Any] | None:
         check_item_group(group, f"/items/{key}")
         facts: dict[str, Any] = json.loads(str(attribute(group, "facts")))
         arrays = {name: array_digest(group[name][()]) for name in group}
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError):
+        whole = facts["arrays"] == arrays and facts["digest"] == item_digest(facts)
+    except DAMAGE:
         return None
-    return facts if facts["arrays"] == arrays and facts["digest"] == item_digest(facts) else None
+    return facts if whole else None
 
 
 def _limit() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,8 @@ from calseg_cli.errors import ArtifactError, disk_errors
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _BUSY = (errno.EACCES, errno.EAGAIN)
-_held: set[Path] = set()  # the system's locks do not keep two writers of one process apart
+_held: dict[Path, int] = {}  # by which process; the system's locks do not keep two writers of one process apart
+_holding = threading.Lock()
 
 
 @contextmanager
@@ -26,20 +28,21 @@ def sole_holder(path: Path, lock: Path | None = None) -> Iterator[None]:
     over.
     """
     lock = lock or path.with_name(path.name + ".lock")
-    key = lock.absolute()
-    if key in _held:
-        raise _taken(path, "this process")
-    with disk_errors(lock):
+    with _holding, disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
+        key, owner = lock.parent.resolve() / lock.name, os.getpid()
+        if _held.get(key) == owner:  # before the file is opened: closing it again would drop the system's lock
+            raise _taken(path, "this process")
         stream = _acquire(path, lock)
-    _held.add(key)
+        _held[key] = owner
     try:
         yield
     finally:
-        _held.discard(key)
-        # Removed while it is still held; whoever has opened the old file meanwhile finds another one under the name.
-        with suppress(OSError):
-            lock.unlink(missing_ok=True)
+        if os.getpid() == owner:  # a forked child that ends inside the block holds nothing
+            # Removed while it is still held; whoever has opened the old file meanwhile finds another under the name.
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+            del _held[key]
         stream.close()
 
 
@@ -105,11 +108,13 @@ def _alive(holder: tuple[int, str] | None) -> bool:
     if holder is None:
         return False
     pid, host = holder
+    if pid <= 0:  # which would mean groups of processes
+        return False
     if host != platform.node():
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -121,7 +126,7 @@ def _read(stream: IO[str]) -> tuple[int, str] | None:
         stream.seek(0)
         signed = json.loads(stream.read(1000))
         return int(signed["pid"]), str(signed["host"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ from calseg_cli.errors import ArtifactError
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 PARTIAL = ".partial"
 _DISTRUST = "do not trust this file; ask for it again or write it anew"
+_SEAL_ANEW = "if another program wrote it again, calseg artifact convert proves its content and seals it"
 _LOCK_ERRORS = (EAGAIN, ENOLCK, 524)  # what NFS and Lustre answer to a lock
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+"""What h5py, numpy and Python say where the tables of a file do not fit together."""
 _log = logging.getLogger(__name__)
 
 
@@ -30,15 +34,15 @@ def safe_open(path: Path, *, explain: bool = True, sealed: bool = True) -> h5py.
     another process, which may hang or crash without harm, to name what is wrong with it. `sealed=False` takes a file
     without a seal, such as one that another program wrote again, if that process finds nothing wrong.
     """
-    _check_there(path)
     try:
+        _check_there(path)
         check_seal(path)
     except BrokenSealError as error:
         found = examine(path)["refused"] if explain or not sealed else None
         if found is not None or sealed:
-            raise ArtifactError(f"{path} is refused: {found or error}", _DISTRUST) from error
+            raise ArtifactError(f"{path} is refused: {found or error}", _DISTRUST if found else _SEAL_ANEW) from error
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}", "check it") from error
+        raise _unreadable(path, error) from error
     file = open_hdf5(path)
     try:
         with hdf5_reading(path):
@@ -54,15 +58,22 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        if error.errno not in _LOCK_ERRORS:
+        if error.errno is None:
             raise ArtifactError(
                 f"{path} is refused: HDF5 cannot read it, it is cut short or damaged", _DISTRUST
             ) from error
+        if error.errno not in _LOCK_ERRORS:
+            raise _unreadable(path, error) from error
     _log.warning("%s: no lock can be had; reading without one", path)
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: another program is writing it", "wait for it to end") from error
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    return ArtifactError(f"{path} cannot be read: {reason}", "check its permissions, and what else is open")
 
 
 @contextmanager
@@ -74,7 +85,7 @@ def hdf5_reading(path: Path) -> Iterator[None]:
         raise
     except RefusedError as error:
         raise ArtifactError(f"{path} is refused: {error}", _DISTRUST) from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except DAMAGE as error:
         told = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ArtifactError(f"{path} is damaged ({told})", "copy or write it again") from error
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,9 +40,11 @@ def seal(path: Path, chunks: Iterable[Stretch]) -> None:
     with path.open("r+b") as stream:
         length = stream.seek(0, os.SEEK_END)
         head = _TAIL.pack(MAGIC, length, len(stretches))
-        digest = _digest(stream, length, stretches, table, head)
+        stream.write(table)
+        stream.flush()
+        digest = _digest(stream, length, len(stretches), head)
         stream.seek(0, os.SEEK_END)
-        stream.write(table + head + digest)
+        stream.write(head + digest)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -70,42 +73,39 @@ def check_seal(path: Path) -> None:
             raise BrokenSealError("it bears no seal")
         if length + 16 * number + _SIZE != size:
             raise BrokenSealError("its size is not the one it was sealed with")
-        stream.seek(length)
-        table = stream.read(16 * number)
-        stretches = [(offset, extent) for offset, extent in struct.iter_unpack("<QQ", table)]
-        _check_stretches(stretches, length)
-        if _digest(stream, length, stretches, table, tail[: _TAIL.size]) != tail[_TAIL.size :]:
+        if _digest(stream, length, number, tail[: _TAIL.size]) != tail[_TAIL.size :]:
             raise BrokenSealError("it was changed or damaged after it was sealed")
 
 
-def _check_stretches(stretches: list[Stretch], length: int) -> None:
-    end = 0
-    for offset, extent in stretches:
-        if offset < end or not extent or offset + extent > length:
-            raise BrokenSealError("the table of its seal is damaged")
-        end = offset + extent
-
-
-def _digest(stream: BinaryIO, length: int, stretches: list[Stretch], table: bytes, head: bytes) -> bytes:
+def _digest(stream: BinaryIO, length: int, number: int, head: bytes) -> bytes:
+    """The table of `number` pairs lies at `length`; it is never read whole, for a stranger's may be huge."""
     digest = hashlib.sha256()
-    for offset, extent in _gaps(stretches, length):
-        stream.seek(offset)
-        while extent > 0:
-            block = stream.read(min(extent, _BLOCK))
-            if not block:
-                raise BrokenSealError("it is cut short")
+    for start, end in chain(_gaps(stream, length, number), [(length, length + 16 * number)]):
+        for block in _blocks(stream, start, end):
             digest.update(block)
-            extent -= len(block)
-    digest.update(table)
     digest.update(head)
     return digest.digest()
 
 
-def _gaps(stretches: list[Stretch], length: int) -> Iterator[Stretch]:
-    end = 0
-    for offset, extent in stretches:
-        if offset > end:
-            yield end, offset - end
-        end = offset + extent
-    if length > end:
-        yield end, length - end
+def _gaps(stream: BinaryIO, length: int, number: int) -> Iterator[Stretch]:
+    """(start, end) of what lies between the stretches."""
+    last = 0
+    for block in _blocks(stream, length, length + 16 * number):
+        for offset, extent in struct.iter_unpack("<QQ", block):
+            if offset < last or not extent or offset + extent > length:
+                raise BrokenSealError("the table of its seal is damaged")
+            if offset > last:
+                yield last, offset
+            last = offset + extent
+    if length > last:
+        yield last, length
+
+
+def _blocks(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        stream.seek(start)
+        block = stream.read(min(end - start, _BLOCK))
+        if len(block) < min(end - start, _BLOCK):
+            raise BrokenSealError("it is cut short")
+        yield block
+        start += len(block)

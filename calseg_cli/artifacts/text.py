@@ -7,9 +7,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from calseg_cli.artifacts.policy import RefusedError
-
-LONGEST_TABLE = 64 * 1024**2  # bytes of one JSON table
+from calseg_cli.artifacts.policy import LONGEST_TABLE, RefusedError
+from calseg_cli.errors import ArtifactError
 
 
 def text_array(texts: Sequence[str]) -> NDArray[Any]:
@@ -20,7 +19,11 @@ def text_array(texts: Sequence[str]) -> NDArray[Any]:
 
 
 def write_text(group: h5py.Group, name: str, text: str) -> None:
-    """Write one text as a dataset without dimensions."""
+    """Write one text as a dataset without dimensions. Raises ArtifactError for one too long to be read again."""
+    if len(text.encode()) > LONGEST_TABLE:
+        raise ArtifactError(
+            f"the table {name} has {len(text.encode())} bytes; an artifact holds {LONGEST_TABLE} at most", "shorten it"
+        )
     group.create_dataset(name, data=text_array([text])[0], dtype=h5py.string_dtype("utf-8", max(1, len(text.encode()))))
 
 
@@ -41,6 +44,17 @@ def texts(array: NDArray[Any], place: str) -> NDArray[Any]:
     except UnicodeDecodeError as error:
         raise RefusedError(f"{place} is not UTF-8") from error
     return np.array(decoded, dtype=str).reshape(array.shape)
+
+
+def read_text(dataset: h5py.Dataset, place: str) -> str:
+    """A text without dimensions. Raises RefusedError for one that is not UTF-8."""
+    value = dataset[()]
+    if not isinstance(value, bytes):
+        raise RefusedError(f"{place} is no text")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{place} is not UTF-8") from error
 
 
 def attribute(thing: Any, name: str) -> str | int | None:
