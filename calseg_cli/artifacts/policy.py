@@ -31,7 +31,7 @@ _PACKING = (1, 32000, *_HDF5PLUGIN)
 _MOST_ATTRIBUTES = 64
 _LONGEST_ATTRIBUTE = 65536  # bytes
 _MOST_MEMBERS = {"meta": 16, "index": 32, "arrays": 4096}
-_LONGEST_ROW = 4096  # bytes of one value of /index, such as an id: what a path may have
+LONGEST_ROW = 4096  # bytes of one value of /index, such as an id: what a path may have
 _LARGEST_CHUNK = 64 * 1024**2  # bytes
 _SMALL = 1024**2  # bytes; what is smaller cannot hurt whatever it claims
 _BEST_RATIO = {True: 40_000, False: 1_100}  # zstd packs constants without end, deflate at most 1032 to 1
@@ -161,8 +161,8 @@ def _check_shape(dataset: h5py.Dataset, place: str) -> None:
     classes = shape[0] if len(shape) == 3 else 1
     if place.startswith("/meta/") and (shape or dataset.id.get_type().get_size() > LONGEST_TABLE):
         raise RefusedError(f"{place} is no text of at most {LONGEST_TABLE} bytes")
-    if place.startswith("/index/") and _row_bytes(dataset) > _LONGEST_ROW:
-        raise RefusedError(f"{place} is no list of values of at most {_LONGEST_ROW} bytes")
+    if place.startswith("/index/") and _row_bytes(dataset) > LONGEST_ROW:
+        raise RefusedError(f"{place} is no list of values of at most {LONGEST_ROW} bytes")
     item = place.startswith("/items/")
     if item and (len(shape) not in (2, 3) or classes > MOST_CLASSES or max(shape[-2:]) > LARGEST_SIDE):
         raise RefusedError(

@@ -259,6 +259,10 @@ ATTACKS = {
         low_level(LOGITS, (2, 5, 7), FLOAT, chunks=(2, 5, 7), filters=[(1, (9,)), (1, (9,))]),
         "packed more than once",
     ),
+    "shuffled twice": (
+        low_level(LOGITS, (2, 5, 7), FLOAT, chunks=(2, 5, 7), filters=[(2, ()), (2, ())]),
+        "packed more than once",
+    ),
     "chunks of half a GB": (
         low_level(LOGITS, (1, 16384, 16384), FLOAT, chunks=(1, 16384, 16384), filters=[(1, (9,))]),
         "claims",
