@@ -11,9 +11,24 @@ from typing import Annotated, Any
 
 import typer
 
-from calseg_cli.commands import adapt, artifact, config, data, demo, evaluate, init, inspect, predict, pretrain, results
+from calseg_cli.commands import (
+    adapt,
+    artifact,
+    compare,
+    config,
+    data,
+    demo,
+    evaluate,
+    init,
+    inspect,
+    predict,
+    pretrain,
+    results,
+)
 from calseg_cli.commands import pseudo_label as pseudo_label_command
 from calseg_cli.commands import sample_data as sample_data_command
+from calseg_cli.commands._artifact_export import export as artifact_export
+from calseg_cli.commands._artifact_import import import_ as artifact_import
 from calseg_cli.commands._session import forget_stdout, with_session
 from calseg_cli.commands._version import version_text
 from calseg_cli.errors import CalsegError
@@ -33,6 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     "pseudo-label": (pseudo_label_command.pseudo_label, STAGES, "Labels from logits, ignored where not believed."),
     "evaluate": (evaluate.evaluate, STAGES, "Measure accuracy and calibration (also: eval)."),
     "results": (results.results, LOOK, "All evaluations of a run in one table."),
+    "compare": (compare.compare, LOOK, "Evaluations of the same images, with intervals."),
     "inspect": (inspect.inspect, LOOK, "What a file of calseg's holds."),
 }
 """Each command in the order of data: its function, its panel, and its line in the list of commands."""
@@ -46,6 +62,8 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "diff": artifact.diff,
             "merge": artifact.merge,
             "convert": artifact.convert,
+            "import": artifact_import,
+            "export": artifact_export,
         },
     ),
     "config": ("Look at the configuration.", {"show": config.show, "schema": config.schema}),

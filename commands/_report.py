@@ -24,6 +24,9 @@ def show_evaluation(session: Session, done: "Evaluated", report: str, *, csv: bo
                 console.print()
             if report != "iou":
                 console.print(done.data.convention, style="dim")
+                for name in ("preset", "regions"):
+                    if name in done.data.protocol:
+                        console.print(f"{name}: {done.data.protocol[name]}", style="dim")
 
         session.result({**done.document(), "folder": done.folder}, show)
     page = done.folder / "report.html"

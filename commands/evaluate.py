@@ -30,6 +30,30 @@ def evaluate(
     eval_classes: Annotated[
         int | None, typer.Option(help="13, 16 or 19 of the Cityscapes classes.", rich_help_panel=PANEL)
     ] = None,
+    intervals: Annotated[
+        int | None,
+        typer.Option(help="Draw the images anew this often for 95 % intervals.", rich_help_panel=PANEL),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Also the ECE by a convention: guo15, calsfda, lts, torchmetrics, netcal, monai.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    classwise: Annotated[
+        bool, typer.Option("--classwise", help="Also the class-wise ECE; takes longer.", rich_help_panel=PANEL)
+    ] = False,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help="Also apart: boundary, fg-true or fg-pred; may be repeated.", rich_help_panel=PANEL),
+    ] = None,
+    boundary_band: Annotated[
+        int | None, typer.Option(help="Pixels from a boundary that belong to it.", rich_help_panel=PANEL)
+    ] = None,
+    background: Annotated[
+        str | None, typer.Option(help="The class that is no foreground.", rich_help_panel=PANEL)
+    ] = None,
     html: Annotated[
         bool, typer.Option("--html", help="Also write report.html, one self-contained page.", rich_help_panel=PANEL)
     ] = False,
@@ -57,6 +81,12 @@ def evaluate(
             "evaluate.edges": edges,
             "evaluate.eval_classes": eval_classes,
             "evaluate.fail_if": fail_if or None,
+            "evaluate.intervals": intervals,
+            "evaluate.preset": preset,
+            "evaluate.classwise": classwise or None,
+            "evaluate.regions": region or None,
+            "evaluate.boundary_band": boundary_band,
+            "evaluate.background": background,
             "evaluate.html": html or None,
             "name": name,
             "device": device,

@@ -68,6 +68,20 @@ class Evaluate(Section):
     )
     eval_classes: Literal[13, 16, 19] | None = key(None, "The same by preset: 13, 16 or 19 of the Cityscapes classes.")
     fail_if: tuple[Condition, ...] = key((), 'Exit with 7 if one of these holds, such as ["ece>0.1"].')
+    intervals: Int = key(
+        0, "Resamples of the images for 95 % intervals of the scores, 100 to 100000; 0 for none.", ge=0, le=100_000
+    )
+    preset: Literal["guo15", "calsfda", "lts", "torchmetrics", "netcal", "monai"] | None = key(
+        None, "Also the ECE by the convention of guo15, calsfda, lts, torchmetrics, netcal or monai."
+    )
+    classwise: Bool = key(False, "Also the class-wise ECE, of every class's probability; takes about twice as long.")
+    regions: tuple[Literal["fg-true", "fg-pred", "boundary"], ...] = key(
+        (), "Measured apart: fg-true, fg-pred (true or predicted class is not the background), boundary (and interior)."
+    )
+    background: Text | None = key(None, "The class that is no foreground, for fg-true and fg-pred.")
+    boundary_band: Int = key(2, "Boundary: so many pixels to the next pixel of another true class.", ge=1, le=1000)
+    boundary_distance: Literal["chebyshev", "euclid"] = key("chebyshev", "Pixels in a square (chebyshev) or a disc.")
+    boundary_void: Bool = key(False, "Whether the edge to pixels without a class is a boundary too.")
     examples: Int = key(3, "Example images in the report page; 0 for none.", ge=0)
     html: Bool = key(False, "Also write report.html, one self-contained page.")
 
@@ -84,6 +98,14 @@ class Evaluate(Section):
     def _one_choice_of_classes(self) -> Self:
         if self.classes is not None and self.eval_classes is not None:
             raise wrong_together([("eval_classes", "and evaluate.classes exclude each other")])
+        return self
+
+    @model_validator(mode="after")
+    def _regions_fit(self) -> Self:
+        if len(set(self.regions)) < len(self.regions):
+            raise wrong_together([("regions", "names a region twice")])
+        if self.background is None and {"fg-true", "fg-pred"} & set(self.regions):
+            raise wrong_together([("background", "must name the class that is no foreground, for fg-true and fg-pred")])
         return self
 
 

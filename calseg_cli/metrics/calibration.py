@@ -5,25 +5,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from calseg_cli.metrics.bin_sums import BinSums, ece_of, per_pixel, ratio, square_over, sum_bins, sums_of
 from calseg_cli.metrics.fine_histogram import (
     FINE_BINS,
-    ONE,
     CalibrationCounts,
     Edges,
     calibration_counts,
     check_bins,
     check_edges,
 )
+from calseg_cli.metrics.noise_floor import noise_floor
 
 __all__ = [
     "FINE_BINS",
+    "BinSums",
     "CalibrationCounts",
     "Convention",
     "Edges",
     "Reliability",
+    "ace_bins",
     "calibration_counts",
     "ece",
     "ece_by_group",
+    "ece_of",
+    "ece_over_groups",
     "ks",
     "mce",
     "mean_confidence",
@@ -32,6 +37,7 @@ __all__ = [
     "reliability",
     "rmsce",
     "signed_gap",
+    "sum_bins",
     "under_confidence",
 ]
 
@@ -71,54 +77,12 @@ class Reliability:
     accuracy: Float64
 
 
-@dataclass(frozen=True)
-class BinSums:
-    """Sums over the groups by bin, arrays (bins,): pixels, right ones, and in float64 the sum of confidence.
-
-    `excess` is the sum of confidence minus the right pixels, rounded once: the residual all scores are made of.
-    """
-
-    count: Counts
-    correct: Counts
-    confidence: Float64
-    excess: Float64
-
-    @property
-    def num_pixels(self) -> int:
-        """All pixels counted."""
-        return int(self.count.sum())
-
-
-def sum_bins(count: Counts, correct: Counts, confidence: Counts, bins: int) -> BinSums:
-    """The (..., H) fixed-point counts of one image or dataset, added up to `bins` bins over all leading axes.
-
-    Whole units and the fraction of confidence are added apart: their sums fit int64 and float64 exactly where the
-    sum of both might not. Raises ConfigError unless `bins` divides H.
-    """
-    check_bins(bins, count.shape[-1])
-    pixels, right, whole, part = (
-        _merge_bins(array, bins) for array in (count, correct, confidence // ONE, confidence % ONE)
-    )
-    fraction = part / ONE
-    return BinSums(pixels, right, whole + fraction, (whole - right) + fraction)
-
-
-def _merge_bins(array: Counts, bins: int) -> Counts:
-    fine = array.reshape(-1, array.shape[-1]).sum(axis=0)
-    merged: Counts = fine.reshape(bins, -1).sum(axis=1)
-    return merged
-
-
-def _sums(counts: CalibrationCounts, bins: int) -> BinSums:
-    return sum_bins(*counts.arrays(), bins)
-
-
 def reliability(counts: CalibrationCounts, bins: int = 15) -> Reliability:
     """Mean confidence and accuracy of the pixels of each of `bins` equal bins; over all groups."""
-    sums = _sums(counts, bins)
+    sums = sums_of(counts, bins)
     edges = np.arange(bins + 1) / bins
     return Reliability(
-        edges[:-1], edges[1:], sums.count, _ratio(sums.confidence, sums.count), _ratio(sums.correct, sums.count)
+        edges[:-1], edges[1:], sums.count, ratio(sums.confidence, sums.count), ratio(sums.correct, sums.count)
     )
 
 
@@ -132,12 +96,7 @@ def ece(counts: CalibrationCounts, bins: int = 15) -> float:
     >>> round(ece(calibration_counts(*pixels, 1), bins=10), 6)
     0.475
     """
-    return ece_of(_sums(counts, bins))
-
-
-def ece_of(sums: BinSums) -> float:
-    """The same from sums by bin, such as those of one image."""
-    return _per_pixel(np.abs(sums.excess), sums)
+    return ece_of(sums_of(counts, bins))
 
 
 def ece_by_group(counts: CalibrationCounts, bins: int = 15) -> Float64:
@@ -146,44 +105,65 @@ def ece_by_group(counts: CalibrationCounts, bins: int = 15) -> Float64:
     return np.array([ece_of(sum_bins(*group, bins)) for group in groups])
 
 
+def ece_over_groups(counts: CalibrationCounts, bins: int = 15) -> float:
+    """The ECE with a histogram for each group, summed over groups: the mean over pixels of the gap of their own cell.
+
+    By predicted class it is what Local Temperature Scaling (Ding et al. 2021) calls SCE: a sum, not a mean over
+    classes. Never below the `ece`, where classes that are too sure and too unsure cancel. NaN if empty.
+    """
+    sums = [sum_bins(*group, bins) for group in zip(*counts.arrays(), strict=True)]
+    pixels = sum(group.num_pixels for group in sums)
+    return float(sum(np.abs(group.excess).sum() for group in sums) / pixels) if pixels else float("nan")
+
+
+def ace_bins(counts: CalibrationCounts, bins: int = 15) -> float:
+    """The mean over occupied bins of |confidence - accuracy|, each bin alike, in [0,1]; NaN if empty.
+
+    Called ACE by netcal, MbLS and MONAI; the ACE with bins of equally many pixels is another score, `adaptive_ece`.
+    """
+    sums = sums_of(counts, bins)
+    filled = sums.count > 0
+    return float(np.mean(np.abs(sums.excess[filled]) / sums.count[filled])) if filled.any() else float("nan")
+
+
 def mce(counts: CalibrationCounts, bins: int = 15, min_count: int = 1) -> float:
     """The largest |confidence - accuracy| among the bins with `min_count` pixels or more, in [0,1]; NaN if none has.
 
     A bin with a handful of pixels has any gap by chance; `min_count` keeps it from deciding the score.
     """
-    sums = _sums(counts, bins)
+    sums = sums_of(counts, bins)
     trusted = sums.count >= max(min_count, 1)
     return float(np.max(np.abs(sums.excess[trusted]) / sums.count[trusted])) if trusted.any() else float("nan")
 
 
 def rmsce(counts: CalibrationCounts, bins: int = 15) -> float:
     """The root of the mean over pixels of (confidence - accuracy)**2 of their bin, in [0,1]; NaN if empty."""
-    sums = _sums(counts, bins)
-    return float(np.sqrt(_per_pixel(_square_over(sums.excess, sums.count), sums)))
+    sums = sums_of(counts, bins)
+    return float(np.sqrt(per_pixel(square_over(sums.excess, sums.count), sums)))
 
 
 def signed_gap(counts: CalibrationCounts) -> float:
     """Mean confidence minus accuracy, in [-1,1]: above 0 the network claims too much; NaN if empty."""
-    sums = _sums(counts, 1)
-    return _per_pixel(sums.excess, sums)
+    sums = sums_of(counts, 1)
+    return per_pixel(sums.excess, sums)
 
 
 def mean_confidence(counts: CalibrationCounts) -> float:
     """The mean confidence over all pixels, in [0,1]; NaN if empty."""
-    sums = _sums(counts, 1)
-    return _per_pixel(sums.confidence, sums)
+    sums = sums_of(counts, 1)
+    return per_pixel(sums.confidence, sums)
 
 
 def over_confidence(counts: CalibrationCounts, bins: int = 15) -> float:
     """The share of the ECE from bins whose confidence is above their accuracy; the rest is `under_confidence`."""
-    sums = _sums(counts, bins)
-    return _per_pixel(np.maximum(sums.excess, 0), sums)
+    sums = sums_of(counts, bins)
+    return per_pixel(np.maximum(sums.excess, 0), sums)
 
 
 def under_confidence(counts: CalibrationCounts, bins: int = 15) -> float:
     """The share of the ECE from bins whose confidence is below their accuracy."""
-    sums = _sums(counts, bins)
-    return _per_pixel(np.maximum(-sums.excess, 0), sums)
+    sums = sums_of(counts, bins)
+    return per_pixel(np.maximum(-sums.excess, 0), sums)
 
 
 def ks(counts: CalibrationCounts) -> float:
@@ -191,35 +171,5 @@ def ks(counts: CalibrationCounts) -> float:
 
     The Kolmogorov-Smirnov distance of Gupta et al. 2021, read at the 4800 fine edges; it needs no choice of bins.
     """
-    sums = _sums(counts, FINE_BINS)
+    sums = sums_of(counts, FINE_BINS)
     return float(np.max(np.abs(np.cumsum(sums.excess))) / sums.num_pixels) if sums.num_pixels else float("nan")
-
-
-def noise_floor(counts: CalibrationCounts, bins: int = 15, repeats: int = 100, seed: int = 0) -> float:
-    """The ECE that these confidences would show if they were all true: the mean over `repeats` draws; NaN if empty.
-
-    Right pixels are drawn from Binomial(pixels, mean confidence) in each fine bin, each pixel on its own. Pixels of an
-    image are not independent, so the true floor is higher; an ECE near this number cannot be told from zero.
-    """
-    check_bins(bins)
-    sums = _sums(counts, FINE_BINS)
-    if not sums.num_pixels:
-        return float("nan")
-    chance = np.clip(_ratio(sums.confidence, np.maximum(sums.count, 1)), 0, 1)
-    drawn = np.random.default_rng(seed).binomial(sums.count, chance, size=(repeats, FINE_BINS))
-    excess = (sums.confidence - drawn).reshape(repeats, bins, -1).sum(axis=2)
-    return float(np.abs(excess).sum(axis=1).mean() / sums.num_pixels)
-
-
-def _per_pixel(values: Float64, sums: BinSums) -> float:
-    return float(values.sum() / sums.num_pixels) if sums.num_pixels else float("nan")
-
-
-def _square_over(values: Float64, count: Counts) -> Float64:
-    squares: Float64 = values * values / np.maximum(count, 1)
-    return squares
-
-
-def _ratio(parts: Float64 | Counts, count: Counts) -> Float64:
-    ratio: Float64 = np.divide(parts, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return ratio

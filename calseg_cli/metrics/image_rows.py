@@ -67,7 +67,7 @@ def stack(tables: Sequence[ImageRows]) -> ImageRows:
     Raises DataError where an image is in two tables: it would be counted twice.
     """
     ids = np.array([name for table in tables for name in table.ids], dtype=object)
-    order = np.argsort(ids, kind="stable")
+    order = row_order([table.ids for table in tables])
     ids = ids[order]
     twice = sorted({str(name) for name in ids[1:][ids[1:] == ids[:-1]]})
     if twice:
@@ -77,6 +77,12 @@ def stack(tables: Sequence[ImageRows]) -> ImageRows:
         )
     columns = {name: np.concatenate([table.arrays()[name] for table in tables])[order] for name in tables[0].arrays()}
     return ImageRows(tuple(ids.tolist()), **columns)
+
+
+def row_order(ids: Sequence[Sequence[str]]) -> NDArray[np.intp]:
+    """Where the rows of the stacked table come from: the order of all ids, sorted, in the tables one after another."""
+    order: NDArray[np.intp] = np.argsort(np.array([name for one in ids for name in one], dtype=object), kind="stable")
+    return order
 
 
 def coarsen(array: NDArray[np.int64]) -> NDArray[np.int64]:

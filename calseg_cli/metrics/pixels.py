@@ -15,13 +15,14 @@ _BLOCK_ON_GPU = 2**21
 class ValidPixels:
     """The n valid pixels of one image, and counts and sums over them.
 
-    `confidence` (n,) float32 in [1/C,1]; `predictions` and `labels` (n,) int64; `ignored` and `invalid` count the
-    pixels left out; `nll`, `brier` and `brier_top` are float64 sums.
+    `confidence` (n,) float32 in [1/C,1]; `predictions` and `labels` (n,) int64; `valid` (N,) bool says which of all
+    pixels they are; `ignored` and `invalid` count the pixels left out; `nll`, `brier` and `brier_top` are float64 sums.
     """
 
     confidence: Tensor
     predictions: Tensor
     labels: Tensor
+    valid: Tensor
     ignored: int
     invalid: int
     nll: float
@@ -46,22 +47,21 @@ def measure_pixels(logits: Tensor, labels: Tensor, ignore: int) -> ValidPixels:
 
     The pixels are worked off in blocks of one size, summed in order: the same bits with any number of threads.
     """
-    columns: list[tuple[Tensor, Tensor, Tensor]] = [
-        (logits.new_zeros(0, dtype=torch.float32), labels.new_zeros(0), labels.new_zeros(0))
-    ]
+    none = labels.new_zeros(0)
+    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = [(none.float(), none, none, none.bool())]
     sums: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)]
     labelled = 0
-    for block, truth in _blocks(logits, labels):
+    for block, truth in pixel_blocks(logits, labels):
         has_class = truth != ignore
         scores = softmax_scores(block, truth.where(has_class, 0))
-        valid = has_class & _finite(block)
+        valid = has_class & finite_pixels(block)
         labelled += int(has_class.sum())
-        columns.append((scores.confidence[valid], scores.predictions[valid], truth[valid]))
+        columns.append((scores.confidence[valid], scores.predictions[valid], truth[valid], valid))
         sums.append((_total(scores.nll[valid]), _total(scores.brier[valid]), _total(scores.brier_top[valid])))
-    confidence, predictions, truth = (torch.cat(column) for column in zip(*columns, strict=True))
+    confidence, predictions, truth, valid = (torch.cat(column) for column in zip(*columns, strict=True))
     nll, brier, brier_top = (math.fsum(column) for column in zip(*sums, strict=True))
     ignored, invalid = labels.numel() - labelled, labelled - truth.numel()
-    return ValidPixels(confidence, predictions, truth, ignored, invalid, nll, brier, brier_top)
+    return ValidPixels(confidence, predictions, truth, valid, ignored, invalid, nll, brier, brier_top)
 
 
 def softmax_scores(logits: Tensor, labels: Tensor) -> SoftmaxScores:
@@ -100,14 +100,24 @@ def first_index(values: Tensor, largest: Tensor) -> Tensor:
     return index
 
 
-def _blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def probabilities(logits: Tensor) -> Tensor:
+    """The softmax (C,n) float32 of float32 logits (C,n), by the same arithmetic: its largest is the confidence."""
+    shifted = logits - logits.amax(dim=0)
+    probs = shifted.exp_()
+    probs *= probs.sum(dim=0).reciprocal()
+    return probs
+
+
+def pixel_blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(C,N) logits and (N,) labels in pieces of a size that suits the device, logits in float32."""
     size = _BLOCK_ON_CPU if logits.device.type == "cpu" else _BLOCK_ON_GPU
     for start in range(0, labels.numel(), size):
         part = slice(start, start + size)
         yield logits[:, part].float(), labels[part]
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite_pixels(logits: Tensor) -> Tensor:
+    """Which of the pixels of (C,n) logits have no logit that is NaN or infinite, (n,) bool."""
     if torch.isfinite(logits.sum()):  # one cheap look: a NaN or an infinity anywhere would show in the sum
         return torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
     return torch.isfinite(logits).all(dim=0)

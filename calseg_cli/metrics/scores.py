@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics import calibration
+from calseg_cli.metrics.adaptive import adaptive_ece
 from calseg_cli.metrics.calibration import Convention, ece_of, sum_bins
+from calseg_cli.metrics.classwise import cece
 from calseg_cli.metrics.confusion import (
     class_accuracy,
     class_precision,
@@ -21,10 +23,17 @@ from calseg_cli.metrics.confusion import (
 )
 from calseg_cli.metrics.fine_histogram import CalibrationCounts, check_bins
 from calseg_cli.metrics.image_rows import COARSE_BINS, ImageRows
+from calseg_cli.metrics.noise_floor import image_noise_floor
+from calseg_cli.metrics.presets import preset, preset_ece
+from calseg_cli.metrics.region_scores import RegionScores, region_scores
+from calseg_cli.metrics.selective import augrc, aurc, coverage_at_risk, risk_at_coverage
 from calseg_cli.metrics.tally import Tally
 
 MCE_MIN_COUNT = 100
 """Bins with fewer pixels do not decide the MCE of a report."""
+
+COVERAGE, RISK = 0.8, 0.05
+"""Where a report reads the risk-coverage curve."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,13 @@ class Scores:
     """All scores of one tally, as shares of 1 (no percent); NaN is n/a.
 
     Means over classes (`miou`, `macc`) are over the evaluated ones that have ground truth; everything else is over all
-    valid pixels. `ece_image` averages the images' own ECE, `ece_image_median` is their median; images without a valid
-    pixel are left out of both. `nll` is in nats; `brier` is the sum over classes, in [0,2]; `brier_top` looks at the
-    predicted class alone, in [0,1]. `mce` looks at bins with `MCE_MIN_COUNT` pixels or more.
+    valid pixels. `ece_image` averages the images' own ECE, `ece_image_w` does so by their pixels, `ece_image_median` is
+    their median; images without a valid pixel are left out of all three. `aece` has bins of equally many pixels and is
+    off by `aece_bound` at most. `ece_by_pred` and `ece_by_true` sum over the histograms of classes. `risk_80` is the
+    share of wrong pixels among the surest 80 %, `coverage_5` the largest share of pixels with 5 % wrong. `nll` is in
+    nats; `brier` is the sum over classes, in [0,2]; `brier_top` looks at the predicted class alone, in [0,1]. `mce`
+    looks at bins with `MCE_MIN_COUNT` pixels or more. `cece`, `cece_present` and `preset_ece` are None where the tally
+    did not count for them.
     """
 
     convention: str
@@ -82,12 +95,23 @@ class Scores:
     ece_15: float
     ece_image: float
     ece_image_median: float
+    ece_image_w: float
+    aece: float
+    aece_bound: float
+    ace_bins: float
+    ece_by_pred: float
+    ece_by_true: float
     mce: float
     rmsce: float
     over_confidence: float
     under_confidence: float
     ks: float
     noise_floor: float
+    noise_floor_image: float
+    aurc: float
+    augrc: float
+    risk_80: float
+    coverage_5: float
     nll: float
     brier: float
     brier_top: float
@@ -97,14 +121,17 @@ class Scores:
     num_invalid: int
     classes: tuple[ClassScores, ...]
     images: tuple[ImageScores, ...]
+    cece: float | None = None
+    cece_present: float | None = None
+    preset_ece: float | None = None
+    preset_convention: str = ""
+    region_convention: str = ""
+    regions: tuple[RegionScores, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as plain numbers, lists and dictionaries; NaN stays NaN for the writer to name."""
-        return {
-            **asdict(self),
-            "classes": [asdict(row) for row in self.classes],
-            "images": [asdict(row) for row in self.images],
-        }
+        """The scores as plain numbers, lists and dictionaries, without what was not counted; NaN stays NaN."""
+        tables = {name: [asdict(row) for row in getattr(self, name)] for name in ("classes", "images", "regions")}
+        return {**{name: value for name, value in vars(self).items() if value is not None}, **tables}
 
 
 def read_scores(
@@ -119,6 +146,7 @@ def read_scores(
     counts, confusion, images = tally.by_predicted, tally.confusion, tally.images
     per_image = _image_scores(images, bins, classes)
     image_eces = np.array([row.ece for row in per_image if row.pixels])
+    adaptive = adaptive_ece(counts, bins)
     return Scores(
         convention=Convention(bins, tally.edges).describe(),
         miou=mean_iou(confusion, classes),
@@ -131,12 +159,23 @@ def read_scores(
         ece_15=calibration.ece(counts, 15),
         ece_image=float(image_eces.mean()) if image_eces.size else math.nan,
         ece_image_median=float(np.median(image_eces)) if image_eces.size else math.nan,
+        ece_image_w=_mean(math.fsum(row.ece * row.pixels for row in per_image if row.pixels), tally.num_valid),
+        aece=adaptive.value,
+        aece_bound=adaptive.bound,
+        ace_bins=calibration.ace_bins(counts, bins),
+        ece_by_pred=calibration.ece_over_groups(counts, bins),
+        ece_by_true=calibration.ece_over_groups(tally.by_true, bins),
         mce=calibration.mce(counts, bins, MCE_MIN_COUNT),
         rmsce=calibration.rmsce(counts, bins),
         over_confidence=calibration.over_confidence(counts, bins),
         under_confidence=calibration.under_confidence(counts, bins),
         ks=calibration.ks(counts),
         noise_floor=calibration.noise_floor(counts, bins),
+        noise_floor_image=image_noise_floor(images.coarse, bins),
+        aurc=aurc(counts).value,
+        augrc=augrc(counts).value,
+        risk_80=risk_at_coverage(counts, COVERAGE),
+        coverage_5=coverage_at_risk(counts, RISK),
         nll=_mean(math.fsum(images.nll), tally.num_valid),
         brier=_mean(math.fsum(images.brier), tally.num_valid),
         brier_top=_mean(math.fsum(images.brier_top), tally.num_valid),
@@ -146,7 +185,23 @@ def read_scores(
         num_invalid=tally.num_invalid,
         classes=_class_scores(tally, bins, classes, class_names),
         images=per_image,
+        **_extra_scores(tally, bins, tuple(class_names)),
     )
+
+
+def _extra_scores(tally: Tally, bins: int, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What is read off counts made on request; nothing of those that were not."""
+    found: dict[str, Any] = {}
+    extra = tally.extra
+    if extra.classwise is not None:
+        found |= {"cece": cece(extra.classwise, bins), "cece_present": cece(extra.classwise, bins, present=True)}
+    if extra.preset is not None:
+        name = extra.preset.name
+        found |= {"preset_ece": preset_ece(extra.preset), "preset_convention": preset(name).describe()}
+    if extra.regions is not None:
+        told = extra.regions.rule.describe(class_names)
+        found |= {"regions": region_scores(extra.regions, bins), "region_convention": told}
+    return found
 
 
 def _class_scores(

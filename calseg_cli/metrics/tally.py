@@ -1,7 +1,7 @@
 """Owns the tally: one pass over an image leaves counts that add exactly; every score is read off their sum."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calseg_cli.errors import ArtifactError, CalsegError, DataError
 from calseg_cli.metrics.confusion import Confusion, check_labels, confusion_of_valid
+from calseg_cli.metrics.extra_counts import Extra, ExtraCounts, ExtraSum, count_extra
 from calseg_cli.metrics.fine_histogram import CalibrationCounts, Edges, binned_sums, fine_bins
 from calseg_cli.metrics.image_rows import ImageRows, coarsen, stack
 from calseg_cli.metrics.invariants import contradictions
@@ -22,7 +23,7 @@ _COUNTS = ("count", "correct", "confidence")
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What was counted of some images: a row an image, and fine histograms by predicted and by true class.
+    """What was counted of some images: a row an image, fine histograms by predicted and true class, and `extra` ones.
 
     Tallies of disjoint sets of images add to the tally of all, bit for bit, in any order and grouping.
     """
@@ -30,17 +31,20 @@ class Tally:
     images: ImageRows
     by_predicted: CalibrationCounts
     by_true: CalibrationCounts
+    extra: ExtraCounts = field(default_factory=ExtraCounts)
 
     def __post_init__(self) -> None:
         broken = contradictions(self.images, self.by_predicted, self.by_true)
+        broken = broken or self.extra.contradictions(self.images, self.by_predicted)
         if broken:
             raise ValueError(f"counts contradict each other in {'; '.join(broken)}")
 
     @classmethod
-    def zeros(cls, num_classes: int, edges: Edges = "right") -> "Tally":
+    def zeros(cls, num_classes: int, edges: Edges = "right", extra: Extra | None = None) -> "Tally":
         """The tally of no image."""
-        empty = (CalibrationCounts.zeros(num_classes, edges) for _ in _GROUPINGS)
-        return cls(ImageRows.zeros(num_classes), *empty)
+        by_predicted, by_true = (CalibrationCounts.zeros(num_classes, edges) for _ in _GROUPINGS)
+        more = ExtraCounts.zeros(extra or Extra(), num_classes, edges)
+        return cls(ImageRows.zeros(num_classes), by_predicted, by_true, more)
 
     @property
     def edges(self) -> Edges:
@@ -85,7 +89,7 @@ class Tally:
         if not isinstance(other, Tally):
             return NotImplemented
         mine, theirs = self.to_arrays(), other.to_arrays()
-        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        return set(mine) == set(theirs) and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays
 
@@ -99,7 +103,7 @@ class Tally:
         for grouping in _GROUPINGS:
             counts: CalibrationCounts = getattr(self, grouping)
             arrays |= {f"{grouping}_{name}": array for name, array in zip(_COUNTS, counts.arrays(), strict=True)}
-        return arrays
+        return arrays | self.extra.to_arrays()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Tally":
@@ -113,7 +117,13 @@ class Tally:
 
 
 def tally_image(
-    logits: Tensor, labels: Tensor | NDArray[Any], *, image_id: str, ignore: int, edges: Edges = "right"
+    logits: Tensor,
+    labels: Tensor | NDArray[Any],
+    *,
+    image_id: str,
+    ignore: int,
+    edges: Edges = "right",
+    extra: Extra | None = None,
 ) -> Tally:
     """The tally of one image from logits (C,H,W) at the label's resolution and labels (H,W).
 
@@ -129,7 +139,10 @@ def tally_image(
         )
     check_labels(truth, logits.shape[0], ignore=ignore, where=image_id)
     pixels = measure_pixels(logits.flatten(1), truth.flatten(), ignore)
-    return _count(pixels, image_id, logits.shape[0], edges)
+    tally = _count(pixels, image_id, logits.shape[0], edges)
+    if extra is None:
+        return tally
+    return replace(tally, extra=count_extra(extra, logits, truth, pixels, ignore=ignore, edges=edges))
 
 
 def merge(tallies: Iterable[Tally]) -> Tally:
@@ -140,8 +153,10 @@ def merge(tallies: Iterable[Tally]) -> Tally:
     rows: list[ImageRows] = []
     by_predicted: CalibrationCounts | None = None
     by_true: CalibrationCounts | None = None
+    more = ExtraSum()
     for tally in tallies:
         rows.append(tally.images)
+        more.add(tally.extra)
         if by_predicted is None or by_true is None:
             by_predicted, by_true = tally.by_predicted.copy(), tally.by_true.copy()
             continue
@@ -149,7 +164,7 @@ def merge(tallies: Iterable[Tally]) -> Tally:
         by_true.absorb(tally.by_true)
     if by_predicted is None or by_true is None:
         raise ValueError("merge needs a tally; start from Tally.zeros where there may be none")
-    return Tally(stack(rows), by_predicted, by_true)
+    return Tally(stack(rows), by_predicted, by_true, more.total([table.ids for table in rows]))
 
 
 def _count(pixels: ValidPixels, image_id: str, num_classes: int, edges: Edges) -> Tally:
@@ -180,11 +195,12 @@ def _count(pixels: ValidPixels, image_id: str, num_classes: int, edges: Edges) -
 def _assemble(arrays: Mapping[str, NDArray[Any]]) -> Tally:
     edges = cast(Edges, _text(arrays["edges"])[0])
     columns = {name.removeprefix("images_"): array for name, array in arrays.items() if name.startswith("images_")}
-    counts = (
+    by_predicted, by_true = (
         CalibrationCounts(*(arrays[f"{grouping}_{name}"] for name in _COUNTS), edges=edges) for grouping in _GROUPINGS
     )
     try:
-        return Tally(ImageRows(tuple(_text(arrays["ids"])), **columns), *counts)
+        rows, more = ImageRows(tuple(_text(arrays["ids"])), **columns), ExtraCounts.from_arrays(arrays, edges)
+        return Tally(rows, by_predicted, by_true, more)
     except TypeError as error:  # a column more or less than an image's row has
         raise ValueError(str(error)) from error
 

@@ -93,7 +93,7 @@ def _draw_counts(axes: Axes, reliability: Reliability, scores: Mapping[str, floa
     if total:
         some = reliability.count > 0
         axes.bar(center[some], reliability.count[some] / total, width[some] * 0.92, color=GREY)
-        _log_shares(axes, float(reliability.count[some].min()) / total)
+        log_shares(axes, float(reliability.count[some].min()) / total)
     for key, line, name in (("accuracy", "-", "accuracy"), ("mean_confidence", "--", "mean confidence")):
         value = scores.get(key)
         if value is not None and not is_missing(value):
@@ -102,7 +102,8 @@ def _draw_counts(axes: Axes, reliability: Reliability, scores: Mapping[str, floa
         _legend_above(axes)
 
 
-def _log_shares(axes: Axes, smallest: float) -> None:
+def log_shares(axes: Axes, smallest: float) -> None:
+    """Make the vertical axis one of shares of pixels on a logarithmic scale, down to the smallest share above 0."""
     axes.set_yscale("log")
     axes.set_ylim(max(10.0 ** math.floor(math.log10(smallest) - 0.01), 1e-9), 3)
     axes.set_yticks([tick for tick in (1e-8, 1e-6, 1e-4, 1e-2, 1) if tick >= axes.get_ylim()[0]])
@@ -155,5 +156,5 @@ def _draw_apart(
     if present.any():
         axes.stairs(right, edges, color=BLUE, linewidth=1.6, label="right")
         axes.stairs(wrong, edges, color=RED, linewidth=1.6, label="wrong")
-        _log_shares(axes, float(present[present > 0].min()))
+        log_shares(axes, float(present[present > 0].min()))
         _legend_above(axes)

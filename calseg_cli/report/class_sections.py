@@ -8,6 +8,7 @@ from calseg_cli.report.accuracy_figures import confusion_figure, images_figure, 
 from calseg_cli.report.data import ClassRow, ReportData
 from calseg_cli.report.drawing import svg_text
 from calseg_cli.report.markup import Cell, chip, table, text
+from calseg_cli.report.tables import region_rows
 from calseg_cli.report.wording import BALANCED, NOT_AVAILABLE, is_missing, number, percent, quantity
 
 MOST_IMAGES = 1000
@@ -63,6 +64,20 @@ def _score_cell(value: float, *, bar: float | None = None, tone: str = "") -> Ce
     if is_missing(value):
         return Cell(NOT_AVAILABLE, tone="none")
     return Cell(number(value, decimals=3), value, bar, tone)
+
+
+def regions(data: ReportData) -> str:
+    """The table of regions that were measured apart; empty without any."""
+    if not data.regions:
+        return ""
+    headers, rows = region_rows(data)
+    cells = [[Cell(text(value), tone="none" if value == NOT_AVAILABLE else "") for value in row] for row in rows]
+    rule = text(str(data.protocol.get("regions", "")))
+    return (
+        '<p class="guide">Each region by itself: a network can be true on the whole and too sure along every edge. A '
+        f'small region has a higher noise floor.</p><p class="convention">{rule}</p>'
+        f"{table([(name, '') for name in headers], cells)}"
+    )
 
 
 def confusion(data: ReportData) -> str:

@@ -68,6 +68,19 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class RegionRow:
+    """One region of the images, and the scores of its labelled pixels; NaN where it has none."""
+
+    name: str
+    pixels: int
+    accuracy: float
+    confidence: float
+    signed_gap: float
+    ece: float
+    noise_floor: float
+
+
+@dataclass(frozen=True)
 class ImageExample:
     """One image with everything drawn of it: pictures uint8 (H,W,3), confidence float32 (H,W), masks bool (H,W)."""
 
@@ -91,6 +104,16 @@ class Compared:
     name: str
     scores: Mapping[str, float]
     reliability: Reliability | None = None
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Between which values scores may lie, (low, high) by key, NaN where n/a: from resamples of whole images."""
+
+    level: float
+    resamples: int
+    seed: int
+    scores: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -118,3 +141,5 @@ class ReportData:
     command: str = ""
     comparison: Sequence[Compared] = ()
     training: Sequence[Mapping[str, Any]] = ()
+    intervals: Intervals | None = None
+    regions: Sequence[RegionRow] = ()

@@ -20,6 +20,7 @@ def render_page(data: ReportData) -> str:
         ("calibration", "Calibration", score_sections.calibration(data)),
         ("scores", "Scores", score_sections.scores(data)),
         ("classes", "Classes", class_sections.classes(data)),
+        ("regions", "Regions", class_sections.regions(data)),
         ("confusion", "Confusion", class_sections.confusion(data)),
         ("images", "Images", class_sections.images(data)),
         ("examples", "Examples", example_section.examples(data)),

@@ -11,14 +11,17 @@ from typing import Any, Literal
 import numpy as np
 
 from calseg_cli.errors import ConfigError
-from calseg_cli.report.data import ClassRow, Compared, Reliability, ReportData
-from calseg_cli.report.wording import SCORES, is_missing, number, percent, score_label, score_text
+from calseg_cli.report.data import ClassRow, Compared, RegionRow, Reliability, ReportData
+from calseg_cli.report.wording import SCORES, interval_text, is_missing, number, percent, score_label, score_text
 
 ReportKind = Literal["iou", "ece", "full"]
 Table = tuple[list[str], list[list[str]]]
 _KINDS = ("iou", "ece", "full")
 _IOU = ("miou", "macc", "accuracy")
-_ECE = ("miou", "accuracy", "mean_confidence", "ece", "ece_image", "signed_gap", "noise_floor", "nll", "brier")
+_ECE = (
+    *("miou", "accuracy", "mean_confidence", "ece", "ece_image", "aece", "preset_ece", "cece"),
+    *("signed_gap", "noise_floor", "noise_floor_image", "aurc", "nll", "brier"),
+)
 _COMPARED = ("miou", "accuracy", "ece", "ece_image", "signed_gap", "nll", "brier")
 _Cell = Callable[[ClassRow], str]
 
@@ -30,11 +33,23 @@ def score_rows(data: ReportData, report: str = "full") -> Table:
     """
     keys = {"iou": _IOU, "ece": _ECE, "full": tuple(data.scores)}[_checked(report)]
     rows = [
-        [score_label(key), score_text(key, data.scores[key]), SCORES[key].better if key in SCORES else ""]
+        [
+            score_label(key),
+            score_text(key, data.scores[key]),
+            *_interval_cells(data, key),
+            SCORES[key].better if key in SCORES else "",
+        ]
         for key in ordered_scores(keys)
         if key in data.scores
     ]
-    return ["score", "value", "better"], rows
+    shown = [f"{data.intervals.level * 100:.4g} % interval"] if data.intervals is not None else []
+    return ["score", "value", *shown, "better"], rows
+
+
+def _interval_cells(data: ReportData, key: str) -> list[str]:
+    if data.intervals is None:
+        return []
+    return [interval_text(key, *data.intervals.scores.get(key, (math.nan, math.nan)))]
 
 
 def class_rows(data: ReportData, report: str = "full") -> Table:
@@ -57,6 +72,23 @@ def class_rows(data: ReportData, report: str = "full") -> Table:
         _checked(report)
     ]
     return ["class", *columns], [[row.name, *(cell(row) for cell in columns.values())] for row in data.classes]
+
+
+def region_rows(data: ReportData, report: str = "full") -> Table:
+    """Headers and rows of the regions that were measured apart. Raises ConfigError for an unknown report."""
+    total = int(data.reliability.count.sum())
+    truth: dict[str, Callable[[RegionRow], str]] = {
+        "pixels": lambda row: percent(row.pixels / total if total else math.nan),
+        "accuracy": lambda row: number(row.accuracy),
+    }
+    claims: dict[str, Callable[[RegionRow], str]] = {
+        "confidence": lambda row: number(row.confidence),
+        "gap": lambda row: number(row.signed_gap, signed=True),
+        "ECE": lambda row: number(row.ece),
+        "noise floor": lambda row: number(row.noise_floor),
+    }
+    columns = truth if _checked(report) == "iou" else truth | claims
+    return ["region", *columns], [[row.name, *(cell(row) for cell in columns.values())] for row in data.regions]
 
 
 def comparison_rows(results: Sequence[Compared], keys: Sequence[str] = _COMPARED) -> Table:
@@ -94,6 +126,8 @@ def _cells(data: ReportData) -> Iterator[tuple[str, str, str, Any]]:
         for key, value in _class_document(row).items():
             if key not in ("name", "color"):
                 yield "class", row.name, key, value
+    for region in data.regions:
+        yield from (("region", region.name, key, value) for key, value in _region_document(region).items())
     for image in data.images:
         for key, value in image.items():
             if key != "id":
@@ -116,6 +150,8 @@ def to_document(data: ReportData) -> dict[str, Any]:
         "provenance": _plain(data.provenance),
         "command": data.command,
         "confusion": data.confusion.tolist(),
+        **({"regions": {row.name: _plain(_region_document(row)) for row in data.regions}} if data.regions else {}),
+        **({} if data.intervals is None else {"intervals": _plain(vars(data.intervals))}),
     }
 
 
@@ -131,6 +167,10 @@ def _encodable(text: str) -> str:
 
 def _class_document(row: ClassRow) -> dict[str, Any]:
     return {**{item.name: _scalar(getattr(row, item.name)) for item in fields(row)}, "gap": _scalar(row.gap)}
+
+
+def _region_document(row: RegionRow) -> dict[str, Any]:
+    return {item.name: _scalar(getattr(row, item.name)) for item in fields(row) if item.name != "name"}
 
 
 def _reliability_document(reliability: Reliability) -> dict[str, Any]:

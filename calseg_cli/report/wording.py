@@ -37,6 +37,27 @@ SCORES: dict[str, Score] = {
         "ECE/image", "lower", "calibration", "Mean over images of each image's own ECE; mostly above the dataset's."
     ),
     "ece_image_median": Score("ECE/image, median", "lower", "calibration", "Half of the images have a lower ECE."),
+    "ece_image_w": Score(
+        "ECE/image, by pixels", "lower", "calibration", "Mean of the images' ECE by their pixels; never below the ECE."
+    ),
+    "aece": Score("equal-mass ECE", "lower", "calibration", "The ECE with bins of equally many pixels."),
+    "aece_bound": Score(
+        "equal-mass ECE, bound", "", "calibration", "How far at most the equal-mass ECE is from that of sorted pixels."
+    ),
+    "ace_bins": Score("ACE of bins", "lower", "calibration", "Mean gap of the bins, each bin counting alike."),
+    "ece_by_pred": Score(
+        "ECE by predicted class", "lower", "calibration", "The ECE where classes too sure and too unsure do not cancel."
+    ),
+    "ece_by_true": Score(
+        "ECE by true class", "", "calibration", "The same by true class: where the error sits, not whether to trust."
+    ),
+    "cece": Score(
+        "class-wise ECE", "lower", "calibration", "The ECE of every class's probability, mean of the classes."
+    ),
+    "cece_present": Score(
+        "class-wise ECE, present", "lower", "calibration", "The same over the classes that have labelled pixels."
+    ),
+    "preset_ece": Score("ECE by preset", "lower", "calibration", "The ECE by the convention of a paper or library."),
     "signed_gap": Score(
         "signed gap", "near 0", "calibration", "Mean confidence minus accuracy; + is over-confident.", signed=True
     ),
@@ -48,6 +69,18 @@ SCORES: dict[str, Score] = {
     "noise_floor": Score(
         "noise floor", "", "calibration", "The ECE that a perfectly calibrated network would show by chance."
     ),
+    "noise_floor_image": Score(
+        "noise floor/image",
+        "",
+        "calibration",
+        "The ECE/image that a perfectly calibrated network would show by chance.",
+    ),
+    "aurc": Score(
+        "AURC", "lower", "likelihood", "Mean share of wrong pixels among the surest ones, over all shares of pixels."
+    ),
+    "augrc": Score("AUGRC", "lower", "likelihood", "How often a wrong pixel stands above another one: 0 to 1/2."),
+    "risk_80": Score("risk at 80 %", "lower", "likelihood", "Share of wrong pixels among the surest 80 %."),
+    "coverage_5": Score("coverage at 5 %", "higher", "likelihood", "Largest share of surest pixels with 5 % wrong."),
     "nll": Score("NLL", "lower", "likelihood", "Mean negative log-probability of the true class, in nats."),
     "brier": Score("Brier", "lower", "likelihood", "Squared distance of the probabilities from the truth, 0 to 2."),
     "brier_top": Score(
@@ -87,6 +120,15 @@ def is_missing(value: Any) -> bool:
 def score_text(key: str, value: Any) -> str:
     """A dataset-wide score as text, with its sign where the sign means something."""
     return number(value, signed=key in SCORES and SCORES[key].signed)
+
+
+def interval_text(key: str, low: float, high: float) -> str:
+    """The interval of a score as text.
+
+    >>> interval_text("miou", 0.43379, 0.4723), interval_text("signed_gap", -0.01, 0.02)
+    ('0.4338 to 0.4723', '-0.0100 to +0.0200')
+    """
+    return NOT_AVAILABLE if is_missing(low) else f"{score_text(key, low)} to {score_text(key, high)}"
 
 
 def percent(value: Any, decimals: int = 1) -> str:

@@ -10,6 +10,7 @@ from calseg_cli.artifacts.lineage import stale_note
 from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.whole_file import write_whole
+from calseg_cli.config import Evaluate as EvaluateOptions
 from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
@@ -19,15 +20,17 @@ from calseg_cli.errors import ConfigError
 from calseg_cli.metrics.calibration import Convention
 from calseg_cli.metrics.fine_histogram import check_bins
 from calseg_cli.metrics.image_rows import COARSE_BINS
+from calseg_cli.metrics.intervals import LEVEL, Draws, check_resamples, interval, score_draws
+from calseg_cli.metrics.intervals import measured as measured_scores
 from calseg_cli.metrics.scores import Scores, read_scores
 from calseg_cli.metrics.tally import Tally
-from calseg_cli.report.data import Compared, ReportData
+from calseg_cli.report.data import Compared, Intervals, ReportData
 from calseg_cli.report.page import write_page
-from calseg_cli.report.tables import class_rows, score_rows, to_csv, to_document, to_json
+from calseg_cli.report.tables import class_rows, region_rows, score_rows, to_csv, to_document, to_json
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.comparison import earlier_results
 from calseg_cli.stages.domains import evaluation_subset, open_domain
-from calseg_cli.stages.measuring import measure
+from calseg_cli.stages.measuring import extra_counts, measure
 from calseg_cli.stages.networks import load_network
 from calseg_cli.stages.predict import OUT_OF_MEMORY
 from calseg_cli.stages.report_data import report_data
@@ -53,6 +56,7 @@ class Evaluated:
         return [
             (f"{self.data.title} ({len(self.data.images)} images)", *score_rows(self.data, report)),
             ("by class", *class_rows(self.data, report)),
+            *([("by region", *region_rows(self.data, report))] if self.data.regions else []),
         ]
 
     def csv(self) -> str:
@@ -77,7 +81,9 @@ def evaluate(
     if checkpoint is not None and logits is not None:
         raise ConfigError("--checkpoint and --logits exclude each other", "give the one that is to be measured")
     check_bins(options.bins, COARSE_BINS)
-    check_conditions(options.fail_if)
+    check_conditions(options.fail_if, classwise=options.classwise, preset=options.preset is not None)
+    if options.intervals:
+        check_resamples(options.intervals)
     run = run_folder(resolved)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     with memory_errors(OUT_OF_MEMORY):
@@ -89,10 +95,17 @@ def evaluate(
         road = measured.road
         subset = evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
         progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
-        tally = measure(road.stream(), len(road.dataset), len(road.class_names), edges=options.edges, progress=progress)
+        tally = measure(
+            road.stream(),
+            len(road.dataset),
+            len(road.class_names),
+            edges=options.edges,
+            progress=progress,
+            extra=extra_counts(options, road.class_names),
+        )
         scores = read_scores(tally, bins=options.bins, classes=subset, class_names=road.class_names)
         folder = out or run.evaluate / measured.name
-        meta = _meta(resolved, measured, folder)
+        meta = _meta(resolved, measured, folder, scores)
         data = report_data(
             road,
             tally,
@@ -104,9 +117,22 @@ def evaluate(
         )
     earlier = earlier_results(run.evaluate, measured.name, meta["protocol"], scores.num_images)
     itself = Compared(measured.name, data.scores, data.reliability)
-    data = replace(data, comparison=[*earlier, itself] if earlier else [], training=measured.training)
+    data = replace(
+        data,
+        comparison=[*earlier, itself] if earlier else [],
+        training=measured.training,
+        intervals=_intervals(tally, options, subset, config.seed) if options.intervals else None,
+    )
     _write(folder, tally, meta, data, html=options.html)
     return Evaluated(scores, data, folder, options.html, check_thresholds(options.fail_if, scores))
+
+
+def _intervals(tally: Tally, options: EvaluateOptions, classes: list[int] | None, seed: int) -> Intervals:
+    draws = Draws(tally.ids, options.intervals, seed)
+    value = measured_scores(tally.images, bins=options.bins, classes=classes).scores
+    drawn = score_draws(tally.images, draws, bins=options.bins, classes=classes).scores
+    found = {name: interval(float(number[0]), drawn[name], draws) for name, number in value.items()}
+    return Intervals(LEVEL, draws.resamples, seed, {name: (one.low, one.high) for name, one in found.items()})
 
 
 @dataclass(frozen=True)
@@ -164,7 +190,7 @@ def _labelled(resolved: Resolved, class_names: Sequence[str], domain: str, split
     return data.dataset(split, with_labels=True, max_items=resolved.config.evaluate.max_items)
 
 
-def _meta(resolved: Resolved, measured: _Measured, folder: Path) -> dict[str, Any]:
+def _meta(resolved: Resolved, measured: _Measured, folder: Path, scores: Scores) -> dict[str, Any]:
     config, options, road = resolved.config, resolved.config.evaluate, measured.road
     return {
         "classes": classes_table(road.class_names, road.palette, IGNORE),
@@ -172,8 +198,10 @@ def _meta(resolved: Resolved, measured: _Measured, folder: Path) -> dict[str, An
             **road.protocol,
             "domain": measured.domain,
             "split": measured.split,
-            "labels_used_for": "measuring only",
+            "labels_used_for": road.protocol.get("labels_used_for", "measuring only"),
             "metric": Convention(options.bins, options.edges).describe(),
+            **({"preset": scores.preset_convention} if scores.preset_convention else {}),
+            **({"regions": scores.region_convention} if scores.region_convention else {}),
             "evaluated_classes": list(options.classes or []) or options.eval_classes or "all",
         },
         "provenance": provenance(

@@ -11,7 +11,15 @@ from calseg_cli.engine.infer import Prediction
 from calseg_cli.metrics.calibration import reliability, sum_bins
 from calseg_cli.metrics.scores import ImageScores, Scores
 from calseg_cli.metrics.tally import Tally
-from calseg_cli.report.data import ClassRow, ConfidenceHistogram, ImageExample, Reliability, ReportData, Role
+from calseg_cli.report.data import (
+    ClassRow,
+    ConfidenceHistogram,
+    ImageExample,
+    RegionRow,
+    Reliability,
+    ReportData,
+    Role,
+)
 from calseg_cli.report.pictures import colorize
 from calseg_cli.stages.pictures import decide
 from calseg_cli.stages.roads import Road
@@ -45,6 +53,7 @@ def report_data(
             for r in scores.images
         ],
         confidence_histogram=_histogram(tally),
+        regions=[RegionRow(**vars(row)) for row in scores.regions],
         command=str(provenance["command"]),
     )
 

@@ -15,13 +15,19 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
+_ON_REQUEST = {"cece": "--classwise", "cece_present": "--classwise", "preset_ece": "--preset"}
 _CONDITION = re.compile(r"\s*([a-z_0-9]+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 
 
-def check_conditions(conditions: Sequence[str]) -> None:
-    """Raise ConfigError for a condition that cannot be checked, before anything is measured."""
+def check_conditions(conditions: Sequence[str], *, classwise: bool = True, preset: bool = True) -> None:
+    """Raise ConfigError for a condition that cannot be checked, before anything is measured.
+
+    `classwise` and `preset` say whether the scores on request will be there.
+    """
     for condition in conditions:
-        parse_condition(condition)
+        flag = _ON_REQUEST.get(parse_condition(condition)[0])
+        if flag is not None and not {"--classwise": classwise, "--preset": preset}[flag]:
+            raise ConfigError(f"--fail-if {condition!r} is about a score that is not counted", f"add {flag}")
 
 
 def check_thresholds(conditions: Sequence[str], scores: Scores) -> list[str]:
@@ -29,7 +35,8 @@ def check_thresholds(conditions: Sequence[str], scores: Scores) -> list[str]:
     failed = []
     for condition in conditions:
         name, compare, limit = parse_condition(condition)
-        value = float(getattr(scores, name))
+        known = getattr(scores, name)
+        value = math.nan if known is None else float(known)
         if math.isnan(value) or _COMPARE[compare](value, limit):
             shown = "n/a" if math.isnan(value) else f"{value:.6g}"
             failed.append(f"{name} is {shown}, and {condition.strip()} was to fail")
@@ -39,7 +46,7 @@ def check_thresholds(conditions: Sequence[str], scores: Scores) -> list[str]:
 def parse_condition(condition: str) -> tuple[str, str, float]:
     """A condition's parts. Raises ConfigError unless it reads NAME>NUMBER with a score's name."""
     match = _CONDITION.fullmatch(condition)
-    known = [field.name for field in fields(Scores) if field.type is float]
+    known = [field.name for field in fields(Scores) if field.type in (float, float | None)]
     try:
         if match is None or match[1] not in known:
             raise ValueError

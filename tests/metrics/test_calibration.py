@@ -11,6 +11,7 @@ from sklearn.calibration import calibration_curve
 
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics import calibration as cal
+from calseg_cli.metrics.adaptive import adaptive_ece
 from calseg_cli.metrics.calibration import FINE_BINS, CalibrationCounts, Convention, calibration_counts
 from calseg_cli.metrics.fine_histogram import ONE
 
@@ -97,6 +98,7 @@ def test_confidences_on_the_edges_follow_the_convention(edges, reference):
 def test_nothing_is_not_available():
     none = CalibrationCounts.zeros(3)
     scores = (cal.ece, cal.mce, cal.rmsce, cal.signed_gap, cal.over_confidence, cal.under_confidence, cal.ks)
+    scores += (cal.ace_bins, cal.ece_over_groups)
     assert all(math.isnan(score(none)) for score in (*scores, cal.noise_floor, cal.mean_confidence))
     assert np.isnan(cal.ece_by_group(none)).all()
 
@@ -115,6 +117,28 @@ def test_the_error_of_a_group_is_that_of_its_pixels_alone(make_pixels):
     np.testing.assert_allclose(cal.ece_by_group(counts)[:4], alone, atol=1e-15)
     assert math.isnan(cal.ece_by_group(counts)[4])
     assert cal.ece(counts) == cal.ece(counts_of(q, t))
+
+
+def test_histograms_by_class_are_summed_and_not_averaged(make_pixels):
+    """Written out by class and bin; over all pixels, as Local Temperature Scaling does."""
+    q, t, g = make_pixels(5000, classes=4)
+    counts = calibration_counts(q, t, g, 5)
+    cells = (q.double() * 15).long().numpy() + 15 * g.numpy()
+    gaps = np.abs(np.bincount(cells, (q.double() - t.double()).numpy()))
+    assert cal.ece_over_groups(counts) == pytest.approx(gaps.sum() / 5000, abs=1e-14)
+    assert cal.ece_over_groups(counts) > cal.ece(counts)
+    assert cal.ece_over_groups(counts_of(q, t)) == cal.ece(counts_of(q, t))
+    weights = counts.count.sum(axis=1)[:4] / 5000
+    assert cal.ece_over_groups(counts) == pytest.approx((weights * cal.ece_by_group(counts)[:4]).sum(), abs=1e-14)
+
+
+@pytest.mark.parametrize("bins", [10, 15])
+def test_the_mean_over_bins_counts_each_occupied_bin_alike(bins, reference, make_pixels):
+    q, t, _ = make_pixels(3000, seed=3, lowest=0.45)
+    gaps = [abs(math.fsum(q) - math.fsum(t)) / len(q) for q, t in reference.bin_table(q, t, bins) if q]
+    assert 0 < len(gaps) < bins
+    assert cal.ace_bins(counts_of(q, t), bins) == pytest.approx(math.fsum(gaps) / len(gaps), abs=1e-14)
+    assert cal.ace_bins(counts_of(q, t), bins) <= cal.mce(counts_of(q, t), bins)
 
 
 def test_ks_is_the_largest_partial_sum_of_the_sorted_pixels(make_pixels):
@@ -141,6 +165,7 @@ def test_what_must_hold_between_the_scores(pixels, nested):
     assert abs(gap) <= error + tiny
     assert error <= cal.ece(counts, many) + tiny
     assert error <= cal.rmsce(counts, few) + tiny
+    assert abs(gap) <= adaptive_ece(counts, few).value + tiny
     assert cal.rmsce(counts, few) <= cal.mce(counts, few) + tiny
     assert cal.over_confidence(counts, few) + cal.under_confidence(counts, few) == pytest.approx(error, abs=tiny)
     assert cal.over_confidence(counts, few) - cal.under_confidence(counts, few) == pytest.approx(gap, abs=tiny)

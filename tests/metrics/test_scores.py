@@ -10,8 +10,14 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics import calibration as cal
+from calseg_cli.metrics.adaptive import adaptive_ece
 from calseg_cli.metrics.calibration import Convention
+from calseg_cli.metrics.extra_counts import Extra
+from calseg_cli.metrics.noise_floor import image_noise_floor
+from calseg_cli.metrics.presets import PRESETS, preset, preset_ece
+from calseg_cli.metrics.regions import Regions
 from calseg_cli.metrics.scores import MCE_MIN_COUNT, Scores, read_scores
+from calseg_cli.metrics.selective import augrc, aurc, coverage_at_risk, risk_at_coverage
 from calseg_cli.metrics.tally import Tally, merge, tally_image
 
 NAMES = ["road", "pole", "sky", "car", "train"]
@@ -69,6 +75,80 @@ def test_calibration_scores_are_those_of_all_pixels(tally, flat, reference, bins
     assert scores.convention == Convention(bins, "right").describe()
 
 
+@pytest.mark.parametrize("bins", [10, 15])
+def test_scores_of_order_and_of_groups(tally, flat, bins):
+    probs, labels = flat
+    counts, scores = tally.by_predicted, read_scores(tally, bins=bins, class_names=NAMES)
+    assert (scores.aece, scores.aece_bound) == dataclasses.astuple(adaptive_ece(counts, bins))
+    assert scores.ece_by_pred == cal.ece_over_groups(counts, bins) >= scores.ece
+    assert scores.ece_by_true == cal.ece_over_groups(tally.by_true, bins) >= scores.ece
+    assert scores.ece_by_true != scores.ece_by_pred
+    assert scores.ace_bins == cal.ace_bins(counts, bins)
+    assert scores.noise_floor_image == image_noise_floor(tally.images.coarse, bins)
+    assert (scores.aurc, scores.augrc) == (aurc(counts).value, augrc(counts).value)
+    assert (scores.risk_80, scores.coverage_5) == (risk_at_coverage(counts, 0.8), coverage_at_risk(counts, 0.05))
+    wrong = (probs.argmax(1) != labels)[np.argsort(-probs.max(1))]
+    assert scores.aurc == pytest.approx(np.mean(np.cumsum(wrong) / np.arange(1, len(wrong) + 1)), rel=0.02)
+    assert scores.risk_80 == pytest.approx(wrong[: round(0.8 * len(wrong))].mean(), rel=0.02)
+
+
+EXTRA = Extra(classwise=True, regions=Regions(("fg-true", "boundary"), background=0, band=1), preset="calsfda")
+
+
+def counted(images, extra):
+    return merge(
+        tally_image(z, y, image_id=f"{index}.png", ignore=255, extra=extra) for index, (z, y) in enumerate(images)
+    )
+
+
+def test_scores_on_request(images, tally, flat, reference):
+    probs, labels = flat
+    found = counted(images, EXTRA)
+    scores = read_scores(found, bins=10, class_names=NAMES)
+    one_by_one = [reference.ece(probs[:, k], labels == k, 10) for k in range(5)]
+    assert scores.cece == pytest.approx(np.mean(one_by_one), abs=1e-6)
+    assert scores.cece_present == pytest.approx(np.mean(one_by_one[:4]), abs=1e-6)  # no train
+    assert scores.preset_ece == preset_ece(found.extra.preset)
+    assert scores.preset_convention == preset("calsfda").describe()
+    assert [row.name for row in scores.regions] == ["fg-true", "boundary", "interior"]
+    assert scores.region_convention.startswith("foreground: not road; boundary: within 1 px")
+    q, right = probs.max(1), probs.argmax(1) == labels
+    front = labels != 0
+    row = scores.regions[0]
+    assert row.pixels == front.sum()
+    assert row.accuracy == right[front].mean()
+    assert row.confidence == pytest.approx(q[front].mean(), rel=1e-6)
+    assert row.signed_gap == pytest.approx(row.confidence - row.accuracy, abs=1e-15)
+    assert row.ece == pytest.approx(reference.ece(q[front], right[front], 10), abs=1e-6)
+    assert 0 < row.noise_floor < row.ece
+    assert scores.regions[1].pixels + scores.regions[2].pixels == scores.num_valid
+    plain = read_scores(tally, bins=10, class_names=NAMES)
+    same = {field.name for field in dataclasses.fields(Scores) if field.default is dataclasses.MISSING}
+    assert all(repr(getattr(plain, name)) == repr(getattr(scores, name)) for name in same)
+    assert "cece" not in plain.to_dict()
+    assert scores.to_dict()["regions"][2]["name"] == "interior"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_measured_on_request_is_not_available(name):
+    extra = dataclasses.replace(EXTRA, preset=name)
+    scores = read_scores(Tally.zeros(3, extra=extra), class_names=["a", "b", "c"])
+    assert math.isnan(scores.cece)
+    assert math.isnan(scores.preset_ece)
+    assert all(math.isnan(row.ece) and math.isnan(row.accuracy) and row.pixels == 0 for row in scores.regions)
+
+
+def test_off_the_edges_presets_of_one_level_agree(images):
+    """They differ in edges and level; where no pixel is on an edge, an image's ECE is one number."""
+    for index in range(2):
+        row = images[index : index + 1]
+        eces = [
+            read_scores(counted(row, Extra(preset=name)), class_names=NAMES).preset_ece for name in ("netcal", "lts")
+        ]
+        assert eces[0] == pytest.approx(eces[1], abs=1e-15)
+        assert eces[0] == pytest.approx(read_scores(counted(row, None), bins=10, class_names=NAMES).ece, abs=1e-15)
+
+
 def test_the_rows_of_the_images(tally, images, reference):
     scores = read_scores(tally, class_names=NAMES)
     assert [row.id for row in scores.images] == ["0.png", "1.png", "2.png", "3.png"]
@@ -88,6 +168,7 @@ def test_the_mean_over_images_leaves_out_those_without_a_label(tally):
     assert scores.ece_image_median == np.median(eces)
     weights = [row.pixels for row in scores.images if row.pixels]
     assert scores.ece <= np.average(eces, weights=weights) + 1e-12
+    assert scores.ece_image_w == pytest.approx(np.average(eces, weights=weights), abs=1e-15)
     assert math.isnan(scores.images[2].ece)
     assert math.isnan(scores.images[2].miou)
 

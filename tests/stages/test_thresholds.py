@@ -35,3 +35,17 @@ def test_a_score_that_is_not_there_fails(scores):
 def test_what_is_no_condition_is_refused_early(condition):
     with pytest.raises(ConfigError, match="fail-if"):
         check_conditions([condition])
+
+
+@pytest.mark.parametrize(
+    ("condition", "flag"),
+    [("cece>0.1", "--classwise"), ("cece_present>0.1", "--classwise"), ("preset_ece<0", "--preset")],
+)
+def test_a_score_on_request_must_be_requested(scores, condition, flag):
+    check_conditions([condition])
+    with pytest.raises(ConfigError, match="not counted") as caught:
+        check_conditions([condition], classwise=False, preset=False)
+    assert caught.value.hint == f"add {flag}"
+    assert check_thresholds([condition], scores)  # n/a fails, should it come to it
+    assert bool(check_thresholds(["cece>0.1"], replace(scores, cece=0.2)))
+    assert not check_thresholds(["cece>0.1"], replace(scores, cece=0.1))
