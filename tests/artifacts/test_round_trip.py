@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import zlib
 
 import h5py
 import numpy as np
@@ -94,6 +95,38 @@ def test_pseudo_labels_come_back_bit_for_bit(store, tmp_path, packing, confidenc
         assert artifact.has("x", "confidence") == (confidence is not None)
         for key, values in arrays.items():
             assert store.told(artifact.item("x", key)) == store.told(values)
+
+
+LEFT_OUT = {
+    "all": (0b111, bytes),
+    "shuffle and checksum": (0b101, zlib.compress),
+    "shuffle and deflate": (0b011, lambda raw: raw + b"\0\0\0\0"),
+}
+
+
+@pytest.mark.parametrize(("mask", "packed"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_chunks_whose_filters_were_left_out_come_back(store, tmp_path, mask, packed):
+    """Other programs may leave a chunk as it is where packing does not pay, and say so in a mask."""
+    made = store.write(tmp_path / "a.h5", 1)
+    values = made.items[made.ids[0]]["logits"]
+
+    def pack(file):
+        del file["items/000000/logits"]
+        dataset = file.create_dataset(
+            "items/000000/logits",
+            values.shape,
+            "f2",
+            chunks=values.shape,
+            compression="gzip",
+            shuffle=True,
+            fletcher32=True,
+        )
+        dataset.id.write_direct_chunk((0, 0, 0), packed(values.tobytes()), filter_mask=mask)
+
+    store.edit(made.path, pack)
+    store.reseal(made.path)
+    with open_artifact(made.path) as artifact:
+        assert store.told(artifact.item(made.ids[0], "logits")) == store.told(values)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
