@@ -42,6 +42,9 @@ def test_a_pixel_is_counted_once_a_class():
     total = counts.confidence.sum() / ONE
     assert total == pytest.approx(5000, abs=5000 * 1e-6)
     probs = probabilities(logits).double()
+    units = probs.mul(ONE).numpy()
+    assert counts.confidence.sum(axis=1).tolist() == np.rint(units).astype(np.int64).sum(axis=1).tolist()
+    assert (units % 1 != 0).any()  # some are below 1/256 and rounded
     assert counts.confidence.sum(axis=1) / ONE / 5000 == pytest.approx(probs.mean(1).numpy(), abs=2.4e-10)
 
 
