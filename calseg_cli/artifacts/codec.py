@@ -24,8 +24,16 @@ def array_options(array: NDArray[Any], compression: str) -> dict[str, Any]:
     """The same for an array of the whole."""
     if array.nbytes < _CONTIGUOUS or not array.ndim:
         return {}
-    rows = max(1, _CHUNK_BYTES // max(1, array.nbytes // array.shape[0]))
-    return {"chunks": (min(rows, array.shape[0]), *array.shape[1:]), "fletcher32": True, **_packing(compression)}
+    return {"chunks": _slab(array.shape, array.itemsize), "fletcher32": True, **_packing(compression)}
+
+
+def _slab(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """As many whole rows, planes, ... as stay under 512 KiB."""
+    for axis in range(len(shape)):
+        inner = int(np.prod(shape[axis + 1 :])) * itemsize
+        if inner <= _CHUNK_BYTES:
+            return (1,) * axis + (min(shape[axis], _CHUNK_BYTES // inner), *shape[axis + 1 :])
+    return (1,) * len(shape)
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -8,12 +8,13 @@ import numpy as np
 
 from calseg_cli.artifacts.digests import content_digest, json_text
 from calseg_cli.artifacts.disk import need_space
+from calseg_cli.artifacts.hdf5_file import create_file, finish_file, name_file, write_index
 from calseg_cli.artifacts.lock import sole_holder
 from calseg_cli.artifacts.reader import Artifact, FileArtifact, check_classes, check_kind
 from calseg_cli.artifacts.recipe import changes
 from calseg_cli.artifacts.safe_open import PARTIAL, hdf5_reading, open_hdf5
 from calseg_cli.artifacts.shards import ShardedArtifact
-from calseg_cli.artifacts.writer import ArtifactWriter, create_file, finish_file, name_file, write_index
+from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.errors import ArtifactError, disk_errors
 
 Told = Callable[[], None]

@@ -95,6 +95,7 @@ def check_alike(artifacts: Sequence[Artifact]) -> None:
     """Raise ArtifactError unless all are of one kind, class list, protocol and recipe, and share no image."""
     first = artifacts[0]
     seen: dict[str, Path] = {}
+    places: dict[int, Path] = {}
     for artifact in artifacts:
         differs = [] if artifact.kind == first.kind else [f"kind is {artifact.kind.name}"]
         for table in (*CONTENT_TABLES, "recipe"):
@@ -107,6 +108,12 @@ def check_alike(artifacts: Sequence[Artifact]) -> None:
             if name in seen:
                 raise ArtifactError(f"{name!r} is in {seen[name]} and in {artifact.path}", "leave one of them out")
             seen[name] = artifact.path
+            place = artifact.positions[name]
+            if place in places:
+                raise ArtifactError(
+                    f"the place {place} is taken in {places[place]} and in {artifact.path}", "give shards of one run"
+                )
+            places[place] = artifact.path
 
 
 def joint_digest(artifacts: Sequence[Artifact]) -> str:
@@ -142,10 +149,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if document["format"] != MANIFEST_FORMAT:
             raise ValueError("its format is another one")
         newer = int(str(document["schema"]).split(".")[0]) > SCHEMA[0]
-        names = [str(entry["file"]) for entry in document["shards"] if entry["content_digest"]]
-        if not names or not isinstance(document["content_digest"], str):
+        names = [entry["file"] for entry in document["shards"] if entry["content_digest"]]
+        if not names or not all(isinstance(name, str) for name in (*names, document["content_digest"])):
             raise ValueError("it lists no shards")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is no manifest of calseg's shards ({error})", "name an .h5 artifact") from error
     if newer:
         raise ArtifactError(f"{path} has format {document['schema']} of a newer calseg", "upgrade calseg")

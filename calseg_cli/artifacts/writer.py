@@ -3,31 +3,27 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import h5py
-import numpy as np
 from numpy.typing import NDArray
 
-import calseg_cli
 from calseg_cli.artifacts.background import Background
 from calseg_cli.artifacts.codec import array_options, item_options
 from calseg_cli.artifacts.digests import CONTENT_TABLES, array_digest, content_digest, item_digest, json_text
 from calseg_cli.artifacts.disk import check_estimate, need_space
 from calseg_cli.artifacts.geometry import Geometry
-from calseg_cli.artifacts.kinds import FORMAT, SCHEMA, Kind, check_item, find_kind
+from calseg_cli.artifacts.hdf5_file import create_file, finish_file, name_file, write_index
+from calseg_cli.artifacts.kinds import check_item, find_kind
 from calseg_cli.artifacts.lock import sole_holder
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.recipe import changes
-from calseg_cli.artifacts.safe_open import PARTIAL, examine
-from calseg_cli.artifacts.seal import seal
-from calseg_cli.artifacts.text import attribute, text_array, write_attribute, write_text
-from calseg_cli.artifacts.whole_file import replace_file, sync
+from calseg_cli.artifacts.safe_open import DAMAGE, PARTIAL, examine
+from calseg_cli.artifacts.text import attribute, text_array, write_attribute
 from calseg_cli.errors import ArtifactError, CalsegError, disk_errors
 
 Array = NDArray[Any]
@@ -76,7 +72,8 @@ class ArtifactWriter:
         self.finished = False
         self.digest = ""
         self._kind = find_kind(kind)
-        self._meta = {name: json_text(table) for name, table in meta.items()}
+        # A command line may hold a file name that is not UTF-8, which no file can.
+        self._meta = {name: json_text(table).encode(errors="replace").decode() for name, table in meta.items()}
         self._places = dict(zip(ids, positions if positions is not None else range(len(ids)), strict=True))
         if len(self._places) != len(ids):
             raise ArtifactError(f"{path.name}: an id is given twice", "give images distinct ids")
@@ -148,6 +145,8 @@ class ArtifactWriter:
 
     def add_array(self, name: str, array: Array) -> None:
         """Write an array that belongs to the whole artifact, such as a histogram."""
+        if array.dtype.kind not in "biufUO" or (array.dtype.itemsize > 8 and array.dtype.kind == "f"):
+            raise ValueError(f"an array of {array.dtype} could not be read again")
         self._drain()
         with disk_errors(self.path), _hdf5_errors(self.path):
             need_space(self.path.parent, array.nbytes)
@@ -209,6 +208,14 @@ class ArtifactWriter:
         if found["items"] is None:
             _log.warning("%s cannot be read (%s); starting from the first image", self.partial, found["refused"])
             return
+        try:
+            self._take_up({int(position): facts for position, facts in found["items"].items()})
+        except DAMAGE as error:  # in what the other process did not look at, such as free space
+            if isinstance(error, OSError) and error.errno is not None:  # a full disk
+                raise
+            self._abandon(error)
+
+    def _take_up(self, whole: Mapping[int, dict[str, Any]]) -> None:
         self._file = h5py.File(self.partial, "r+", locking=False)
         differs = _table_changes(_tables(self._file), self._meta)
         if attribute(self._file, "kind") != self._kind.name:
@@ -218,7 +225,14 @@ class ArtifactWriter:
                 f"{self.partial} was begun differently: {'; '.join(differs)}",
                 "take the change back, or start anew with --force or another -o",
             )
-        self._keep({int(position): facts for position, facts in found["items"].items()})
+        self._keep(whole)
+
+    def _abandon(self, error: BaseException) -> None:
+        _log.warning("%s cannot be read (%s); starting from the first image", self.partial, error)
+        if self._file is not None:
+            with suppress(*DAMAGE):
+                self._file.close()
+        self._file, self._facts, self._handed = None, {}, set()
 
     def _keep(self, whole: Mapping[int, dict[str, Any]]) -> None:
         file = self._open_file()
@@ -303,76 +317,6 @@ class ArtifactWriter:
             self._file = None
 
 
-def create_file(partial: Path, kind: Kind, tables: Mapping[str, str], items: int) -> h5py.File:
-    """Begin an artifact of `items` items, with its description as JSON texts; unfinished until `finish_file`."""
-    # Our own lock keeps others away; HDF5's would stay with forked readers of images after a kill of this process.
-    file = h5py.File(partial, "w", locking=False)
-    root: dict[str, str | int] = {
-        "format": FORMAT,
-        "schema": f"{SCHEMA[0]}.{SCHEMA[1]}",
-        "kind": kind.name,
-        "kind_version": kind.version,
-        "complete": 0,
-        "items": items,
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "calseg_version": calseg_cli.__version__,
-    }
-    for name, value in root.items():
-        write_attribute(file, name, value)
-    meta = file.create_group("meta")
-    for name, text in tables.items():
-        write_text(meta, name, text)
-    file.flush()
-    return file
-
-
-def write_index(file: h5py.File, facts: Mapping[int, Mapping[str, Any]]) -> None:
-    """Write /index, a column each fact, rows by rising position."""
-    if not facts:
-        return
-    index = file.create_group("index")
-    positions = sorted(facts)
-    index.create_dataset("position", data=np.array(positions, dtype=np.int64))
-    for column in [name for name in facts[positions[0]] if name != "arrays"]:
-        values = [facts[position][column] for position in positions]
-        array = text_array(values) if isinstance(values[0], str) else np.array(values)
-        index.create_dataset(column, data=array.astype(np.uint8) if array.dtype.kind == "b" else array)
-
-
-def finish_file(file: h5py.File, digest: str, items: int) -> None:
-    """Write the last attributes of an artifact, close it and seal it."""
-    write_attribute(file, "items", items)
-    write_attribute(file, "content_digest", digest)
-    write_attribute(file, "complete", 1)
-    file.flush()
-    chunks = [chunk for group in _groups(file) for key in group for chunk in _chunks(group[key])]
-    path = Path(file.filename)
-    file.close()
-    seal(path, chunks)
-
-
-def name_file(partial: Path, path: Path) -> None:
-    """Give a finished file its name, in place of an older one."""
-    sync(partial)
-    replace_file(partial, path)
-    sync(path.parent)
-
-
-def _groups(file: h5py.File) -> Iterator[h5py.Group]:
-    if "arrays" in file:
-        yield file["arrays"]
-    items = file.get("items")
-    for key in items if items is not None else ():
-        yield items[key]
-
-
-def _chunks(dataset: h5py.Dataset) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    if dataset.chunks is not None:
-        dataset.id.chunk_iter(lambda info: found.append((info.byte_offset, info.size)))
-    return found
-
-
 def _tables(file: h5py.File) -> dict[str, Any]:
     return {name: json.loads(file["meta"][name][()].decode()) for name in file["meta"]}
 
@@ -393,7 +337,7 @@ def _hdf5_errors(path: Path) -> Iterator[None]:
     """HDF5 reports a full disk as OSError or RuntimeError without errno; name the file at least."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise CalsegError(f"{path} could not be written: {error}", "is the disk full?") from error

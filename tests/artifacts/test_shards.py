@@ -154,6 +154,7 @@ BROKEN = {
     "a folder of Windows": (shard(file="..\\a.rank00.h5"), "does not lie beside it"),
     "the folder itself": (shard(file="."), "does not lie beside it"),
     "no name": (shard(file=""), "does not lie beside it"),
+    "a number for a name": (shard(file=5), "no manifest"),
     "itself": (shard(file="a.manifest.json"), "is no HDF5 file"),
     "a file that is not there": (shard(file="b.h5"), "there is no file"),
     "a name with NUL": (shard(file="a\0.h5"), "there is no file"),
@@ -170,7 +171,7 @@ def test_a_manifest_that_lies_is_refused(store, manifest, name):
         open_artifact(manifest)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 1000, b"null", b'{"a": 1}'], ids=repr)
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 1000, b"null", b'{"a": 1}'], ids=range(6))
 def test_a_manifest_that_is_none(store, tmp_path, text):
     (tmp_path / "a.json").write_bytes(text)
     with store.frugal(), pytest.raises(ArtifactError, match="no manifest"):
