@@ -311,5 +311,3 @@ def _fill(flat: Array, stream: IO[bytes], where: str) -> None:
             raise DataError(f"{where} ends after {done} of {len(raw)} bytes", "is it whole? Copy or write it again")
         raw[done : done + len(block)] = block
         done += len(block)
-    if stream.read(1):
-        raise DataError(f"{where} goes on behind its array", "save one array a file")

@@ -192,6 +192,10 @@ def test_a_header_cannot_ask_for_memory(tmp_path, shape):
     refused(zipped(tmp_path, {"a.npy": content}), "claims|has the shape|cannot be read")
 
 
+def test_sides_below_zero(tmp_path):
+    refused(written(tmp_path, npy((-2, -2), data=b"\0" * 16)), r"has the shape \(-2, -2\)")
+
+
 def test_more_than_declared_is_refused(tmp_path):
     twice = io.BytesIO()
     np.save(twice, np.zeros(3))

@@ -58,6 +58,11 @@ def test_folders_settle_what_names_do_not():
     assert found.ambiguous["1"] == ["fog/a/1", "night/a/1"]
 
 
+def test_the_same_folder_comes_before_one_that_ends_alike():
+    images = {name: Path(f"{name}.png") for name in ("1", "a/1", "b/a/1")}
+    assert match_ids(["a/1_logits"], images).pairs == {"a/1_logits": "a/1"}
+
+
 def test_two_files_of_one_image_are_both_named():
     found = match_ids(["bonn_000001_000019_a", "bonn_000001_000019_b", "bonn_000002_000019"], CITY)
     assert list(found.pairs) == ["bonn_000002_000019"]

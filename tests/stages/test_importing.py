@@ -407,6 +407,11 @@ def test_ids_that_leave_the_folder(folder):
         (folder / "out" / "index.csv").write_text(f"{columns}\n{row}\n", encoding="utf-8")
         if told:
             refused(DataError, told, source="out")
+    np.save(folder / "out" / "b.npy", logits_of("a"))
+    rows = [f"a,{file}.npy,12,16,12,16,0,0,4,0," for file in "ab"]
+    (folder / "out" / "index.csv").write_text("\n".join([columns, *rows]), encoding="utf-8")
+    refused(DataError, r"index\.csv gives the id 'a' twice", source="out")
+    (folder / "out" / "b.npy").unlink()
     (folder / "out" / "index.csv").write_text("name,score\na,1\n", encoding="utf-8")
     bring("out")  # somebody else's table
 
