@@ -237,7 +237,10 @@ def some_writes(stage: Unbroken, number: int, chance: random.Random) -> list[str
     """Steps `write N` with N drawn from all writes of an unbroken run."""
     clear(stage.target)
     said = check(start(stage.folder, *stage.command(), victim="write 0"))
-    return [f"write {chance.randint(1, int(said.rpartition('writes: ')[2]))}" for _ in range(number)]
+    writes = int(said.rpartition("writes: ")[2])
+    if not writes:
+        raise RuntimeError("no write was counted; kill_victim.py does not replace what makes the file")
+    return [f"write {chance.randint(1, writes)}" for _ in range(number)]
 
 
 # The stages

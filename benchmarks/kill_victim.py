@@ -19,12 +19,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import h5py
 
 from calseg_cli import app
-from calseg_cli.artifacts import writer
+from calseg_cli.artifacts import hdf5_file, writer
 
 PATIENCE = 300.0  # seconds
 PRELOADED = ["kill_victim", "torch", "calseg_cli.stages.predict", "calseg_cli.stages.pseudo_label"]
@@ -67,14 +68,14 @@ def half_sealed(function: Function) -> Function:
     return stopped
 
 
-STEPS: dict[str, tuple[str, Callable[[Function], Function]]] = {
-    "an item without its facts": ("item_digest", lambda function: before(function, 4)),
-    "all items, no list": ("write_index", before),
-    "the list not on the disk": ("content_digest", before),
-    "complete, not sealed": ("seal", before),
-    "half a seal": ("seal", half_sealed),
-    "sealed, without a name": ("replace_file", before),
-    "named": ("replace_file", after),
+STEPS: dict[str, tuple[ModuleType, str, Callable[[Function], Function]]] = {
+    "an item without its facts": (writer, "item_digest", lambda function: before(function, 4)),
+    "all items, no list": (writer, "write_index", before),
+    "the list not on the disk": (writer, "content_digest", before),
+    "complete, not sealed": (hdf5_file, "seal", before),
+    "half a seal": (hdf5_file, "seal", half_sealed),
+    "sealed, without a name": (hdf5_file, "replace_file", before),
+    "named": (hdf5_file, "replace_file", after),
 }
 
 
@@ -190,10 +191,11 @@ def run(words: list[str], victim: str | None) -> None:
     """Run calseg in this process, which dies at the step `victim` if there is one."""
     if victim is not None and victim.startswith("write "):
         DyingFile.last = int(victim.split()[1])
-        writer.h5py = DyingHdf5()
+        for module in (writer, hdf5_file):
+            module.h5py = DyingHdf5()
     elif victim is not None:
-        name, make = STEPS[victim]
-        setattr(writer, name, make(getattr(writer, name)))
+        module, name, make = STEPS[victim]
+        setattr(module, name, make(getattr(module, name)))
     sys.argv = ["calseg", *words]
     try:
         app.main()

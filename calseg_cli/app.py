@@ -129,6 +129,15 @@ def asks_for_the_list(words: Sequence[str]) -> bool:
     return list(words) in ([], ["-h"], ["--help"])
 
 
+def _listed(function: Callable[..., None], *, configured: bool) -> Callable[..., None]:
+    """A command that is only to be listed: reading its options would take longer than all the rest."""
+
+    def listed() -> None:
+        """Stand for the command."""
+
+    return listed
+
+
 def build(*, plain: bool = False) -> typer.Typer:
     """The whole command line. `plain` help has no frames: drawing them would double the time of `calseg --help`."""
     app = typer.Typer(
@@ -141,16 +150,15 @@ def build(*, plain: bool = False) -> typer.Typer:
         rich_markup_mode=None if plain else "rich",
     )
     app.callback()(_root)
+    guard = _listed if plain else guarded
     for name, (function, panel, line) in COMMANDS.items():
-        app.command(name, rich_help_panel=panel, short_help=line)(
-            guarded(function, configured=name not in UNCONFIGURED)
-        )
+        app.command(name, rich_help_panel=panel, short_help=line)(guard(function, configured=name not in UNCONFIGURED))
     for alias, name in ALIASES.items():
-        app.command(alias, hidden=True)(guarded(COMMANDS[name][0]))
+        app.command(alias, hidden=True)(guard(COMMANDS[name][0], configured=True))
     for name, (text, functions) in GROUPS.items():
         group = typer.Typer(help=text, no_args_is_help=True, context_settings=CONTEXT)
         for sub, function in functions.items():
-            group.command(sub)(guarded(function, configured=f"{name} {sub}" not in UNCONFIGURED))
+            group.command(sub)(guard(function, configured=f"{name} {sub}" not in UNCONFIGURED))
         app.add_typer(group, name=name, rich_help_panel=DATA if name == "data" else LOOK)
     return app
 

@@ -17,7 +17,7 @@ from calseg_cli.artifacts.listing import check_facts, check_list, check_root, ch
 from calseg_cli.artifacts.policy import RefusedError, check_attributes, check_dataset, links, member, packing
 from calseg_cli.artifacts.safe_open import hdf5_reading, open_hdf5, safe_open
 from calseg_cli.artifacts.text import attribute, read_text, texts
-from calseg_cli.artifacts.unpack import read_bounded
+from calseg_cli.artifacts.unpack import native, read_bounded
 from calseg_cli.errors import ArtifactError
 
 Array = NDArray[Any]
@@ -147,7 +147,7 @@ class FileArtifact(Artifact):
         self, path: Path, *, sealed: bool = True, explain: bool = True, handle: h5py.File | None = None
     ) -> None:
         self.path, self._proven = path, False
-        self._proven: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()
         self._handle: h5py.File | None = handle or safe_open(path, sealed=sealed, explain=explain)
         self._owner, self._stamp = os.getpid(), _stamp(path)
         try:
@@ -202,14 +202,13 @@ class FileArtifact(Artifact):
             return sorted(links(self._group(name), self._place(name), most=16))
 
     def item(self, name: str, key: str) -> Array:
-        """One array of one image, proved by its digest when it is read for the first time.
-
-        Raises ArtifactError where it is missing, or not what was written.
-        """
+        """One array of one image, proved when first read. Raises ArtifactError: missing, or not what was written."""
         with hdf5_reading(self.path):
-            if (name, key) in self._proven:  # the same file, as its stamp says; the chunks' own checksums still hold
-                again = np.asarray(self._open()[f"{self._place(name)}/{key}"][()])
-                return again.astype(again.dtype.newbyteorder("="), copy=False)
+            if (
+                name,
+                key,
+            ) in self._seen:  # in the same file; its chunks' checksums still hold
+                return native(np.asarray(self._open()[f"{self._place(name)}/{key}"][()]))
             dataset, place = self.check(name, key), f"{self._place(name)}/{key}"
             values = read_bounded(dataset, place, proven=True)
             # HDF5's checksum takes zeros for a run of 0xFF, and two chunks that changed places for whole.
@@ -217,7 +216,7 @@ class FileArtifact(Artifact):
                 told = f"{self.path} is damaged: {place} is not what was written"
                 raise ArtifactError(told, "copy or write it again")
             check_values(values, place, len(self.class_names), self.kind)
-            self._proven.add((name, key))
+            self._seen.add((name, key))
             return values
 
     def check(self, name: str, key: str) -> Any:

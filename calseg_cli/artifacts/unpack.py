@@ -34,7 +34,7 @@ def read_bounded(dataset: h5py.Dataset, place: str, *, proven: bool) -> NDArray[
     for offset, mask, raw in _chunks(dataset) if {_DEFLATE, _BITSHUFFLE, _ZSTD} & set(codes) else ():
         if _unpacked_size(raw, mask, filters, _chunk_bytes(dataset)) != _chunk_bytes(dataset):
             raise _wrong_size(place, offset)
-    return _native(np.asarray(dataset[()]))
+    return native(np.asarray(dataset[()]))
 
 
 def _inflated(dataset: h5py.Dataset, filters: list[Filter], place: str) -> NDArray[Any]:
@@ -48,7 +48,7 @@ def _inflated(dataset: h5py.Dataset, filters: list[Filter], place: str) -> NDArr
         region = tuple(slice(o, o + step) for o, step in zip(offset, steps, strict=True))
         rest = values[region].shape
         values[region] = block[tuple(slice(length) for length in rest)]
-    return _native(values)
+    return native(values)
 
 
 def _chunks(dataset: h5py.Dataset) -> Iterator[tuple[tuple[int, ...], int, bytes]]:
@@ -126,7 +126,7 @@ def _announced(raw: bytes, code: int) -> int:
     return int.from_bytes(raw[start : start + width], "little") + (256 if width == 2 else 0) if width else -1
 
 
-def _native(values: NDArray[Any]) -> NDArray[Any]:
+def native(values: NDArray[Any]) -> NDArray[Any]:
     """Values in the machine's own byte order, which is the only one that torch takes."""
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
