@@ -177,15 +177,12 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-app = build(plain=asks_for_the_list(sys.argv[1:]))
-
-
 def main() -> None:
     """The entry point of `calseg` and `python -m calseg_cli`."""
     if sys.stdout is None:  # closed by the caller, as `>&-` does
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     try:
-        app(prog_name="calseg")
+        build(plain=asks_for_the_list(sys.argv[1:]))(prog_name="calseg")
     except BrokenPipeError:
         # `calseg ... | head` closed the pipe: stop quietly, as other tools do.
         forget_stdout()

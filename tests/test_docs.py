@@ -15,7 +15,7 @@ from PIL import Image
 from typer.main import get_command
 
 from calseg_cli import errors
-from calseg_cli.app import ALIASES, COMMANDS, GROUPS, app
+from calseg_cli.app import ALIASES, COMMANDS, GROUPS, build
 from calseg_cli.config import explain, load_config
 from calseg_cli.config.keys import find_key
 from calseg_cli.config.yaml_text import parse_yaml
@@ -205,7 +205,7 @@ def command_lines() -> list[tuple[str, str]]:
 def test_commands_in_examples_parse(page, line):
     words = shlex.split(line)
     words = words[words.index("calseg") + 1 :]
-    command = get_command(app)
+    command = get_command(build())
     context = command.make_context("calseg", list(words), resilient_parsing=not words or words[0].startswith("-"))
     while words and not words[0].startswith("-") and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]

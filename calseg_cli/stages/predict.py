@@ -214,7 +214,8 @@ def _write(work: PreparedPrediction, writer: ArtifactWriter, progress: Progress,
 def check_stop(stop: StopRequest, writer: ArtifactWriter) -> None:
     """Leave with the signal's exit code after the item at hand, if somebody asked to stop and something is left."""
     if stop and writer.todo:
-        raise stop.error(f"stopped; {writer.done} items are kept in {writer.partial}", GO_ON)
+        kept = "1 item is" if writer.done == 1 else f"{writer.done} items are"
+        raise stop.error(f"stopped; {kept} kept in {writer.partial}", GO_ON)
 
 
 def _draw(work: PreparedPrediction, artifact: Artifact, progress: Progress, stop: StopRequest) -> Path:

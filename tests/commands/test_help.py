@@ -27,8 +27,8 @@ def test_every_command_has_help_and_an_example(name, calseg, tmp_path):
 @pytest.mark.parametrize("name", ["", *NAMES])
 def test_help_loads_neither_torch_nor_pydantic_models(name):
     code = (
-        "import sys\nfrom calseg_cli.app import app\n"
-        f"try:\n    app({[*name.split(), '--help']!r}, prog_name='calseg')\n"
+        "import sys\nfrom calseg_cli.app import build\n"
+        f"try:\n    build()({[*name.split(), '--help']!r}, prog_name='calseg')\n"
         "except SystemExit:\n    pass\n"
         "print('LOADED', [m for m in ('torch', 'h5py', 'numpy', 'matplotlib', 'PIL', 'yaml') if m in sys.modules])"
     )

@@ -96,12 +96,15 @@ def test_a_killed_predict_leaves_no_artifact_under_its_name(workspace, calseg):
     process.kill()
     process.communicate(timeout=60)
     assert not (folder / "pretrain-target-train.h5").exists()
-    ran = calseg("predict", "--split", "train", cwd=workspace)
+    refused = calseg("predict", "--split", "train", cwd=workspace)
+    assert refused.code == 3
+    assert "--resume goes on with it" in refused.err
+    ran = calseg("predict", "--split", "train", "--resume", cwd=workspace)
     assert ran.code == 0, ran.err
     assert not list(folder.glob("*.partial"))
 
 
-def test_ctrl_c_during_predict_says_so_and_cleans_up(workspace):
+def test_ctrl_c_during_predict_says_so_and_keeps_what_is_done(workspace):
     process = start(workspace, "predict", "--split", "train")
     folder = workspace / "runs/sample/5-predict"
     wait_for(folder / "pretrain-target-train.h5.partial", process)
@@ -110,6 +113,7 @@ def test_ctrl_c_during_predict_says_so_and_cleans_up(workspace):
     if process.returncode == 0:
         pytest.skip("the machine finished before the signal arrived")
     assert process.returncode == 130
-    assert "interrupted" in err
+    assert err.count("error:") == 1
+    assert "--resume" in err
     assert "Traceback" not in err
-    assert not list(folder.iterdir())
+    assert [path.name for path in folder.iterdir()] == ["pretrain-target-train.h5.partial"]
