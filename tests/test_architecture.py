@@ -35,6 +35,7 @@ ONLY = {
     "matplotlib": {"report"},
     "pydantic": {"config"},
     "transformers": {"networks"},
+    "numba": {"metrics"},
 }
 NEVER = {"torchvision", "timm", "segmentation_models_pytorch", "cv2", "albumentations", "kornia", "lightning", "pandas"}
 NO_TORCH = {"errors", "artifacts", "report", "config", "app", "commands"}

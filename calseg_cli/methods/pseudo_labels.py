@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calseg_cli.data.catalog import IGNORE
-from calseg_cli.metrics.pixels import first_index
+from calseg_cli.metrics.counting import decide_image
+from calseg_cli.metrics.grid import Grid, bilinear_grid
 
 COARSE_STEP = 2.0**-16
 FINE_STEP = 2.0**-24
@@ -30,7 +31,6 @@ EDGES: NDArray[np.float64] = np.concatenate(
 )
 """The lower edge of each bin (130817,); each is a float32 exactly. The last bin holds confidence 1 alone."""
 GRID = "steps of 2^-16, from 1 - 2^-8 of 2^-24"
-_BLOCK = 2**15  # pixels: stays near the cache, and gives the same bits with any number of threads
 
 Counts = NDArray[np.int64]
 Thresholds = NDArray[np.float64]
@@ -45,8 +45,10 @@ class Votes:
 
 
 @torch.no_grad()
-def votes(logits: Tensor, *, scale: float = 1.0) -> Votes:
-    """The class of the largest logit of (C,H,W), of equals the lowest index, and its softmax times `scale` in [0,1].
+def votes(logits: Tensor, *, grid: Grid | None = None, scale: float = 1.0) -> Votes:
+    """The class of the largest logit, of equals the lowest index, and its softmax times `scale` in [0,1].
+
+    Logits are (C,h,w), read where `grid` lays the label's pixels on them; without one, each is a pixel.
 
     >>> one = votes(torch.tensor([[[0.0]], [[0.0]]]), scale=0.5)
     >>> int(one.classes), float(one.confidence)
@@ -54,13 +56,9 @@ def votes(logits: Tensor, *, scale: float = 1.0) -> Votes:
     """
     if not 0 <= scale <= 1:
         raise ValueError(f"the scale of an image's confidence is {scale}, not within [0,1]")
-    classes, confidence = [], []
-    for block in torch.split(logits.float().flatten(1), _BLOCK, dim=1):
-        largest = block.amax(dim=0)
-        classes.append(first_index(block, largest))
-        confidence.append((block - largest).exp_().sum(dim=0).reciprocal_())
-    size = logits.shape[1:]
-    return Votes(torch.cat(classes).reshape(size), torch.cat(confidence).mul_(scale).reshape(size))
+    height, width = (int(side) for side in logits.shape[1:])
+    classes, confidence = decide_image(logits, grid or bilinear_grid((height, width), (height, width)))
+    return Votes(classes, confidence.mul_(scale))
 
 
 def believed_labels(image: Votes, thresholds: Thresholds) -> Tensor:

@@ -31,6 +31,16 @@ class Extra:
     regions: Regions | None = None
     preset: str | None = None
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether every class's logit is read again at full size."""
+        return self.classwise or self.preset is not None
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether anything is counted besides."""
+        return self.needs_logits or self.regions is not None
+
     def describe(self) -> str:
         """In a few words, for a message.
 
@@ -116,15 +126,17 @@ def _classwise_contradictions(counts: CalibrationCounts, images: ImageRows) -> l
 
 
 def count_extra(
-    extra: Extra, logits: Tensor, labels: Tensor, pixels: ValidPixels, *, ignore: int, edges: Edges
+    extra: Extra, logits: Tensor | None, labels: Tensor, pixels: ValidPixels, *, ignore: int, edges: Edges
 ) -> ExtraCounts:
-    """The counts of one image from logits (C,H,W), labels (H,W) and its valid pixels."""
-    flat = logits.flatten(1)
-    return ExtraCounts(
-        classwise_counts(flat[:, pixels.valid], pixels.labels, edges) if extra.classwise else None,
-        count_regions(extra.regions, pixels, labels, ignore=ignore, edges=edges) if extra.regions else None,
-        preset_row(extra.preset, flat, labels.flatten(), ignore) if extra.preset else None,
-    )
+    """The counts of one image from logits (C,H,W), labels (H,W) and its valid pixels; regions need no logits."""
+    flat = logits.flatten(1) if logits is not None else None
+    classwise = preset = None
+    if flat is not None and extra.classwise:
+        classwise = classwise_counts(flat[:, pixels.valid], pixels.labels, edges)
+    if flat is not None and extra.preset:
+        preset = preset_row(extra.preset, flat, labels.flatten(), ignore)
+    regions = count_regions(extra.regions, pixels, labels, ignore=ignore, edges=edges) if extra.regions else None
+    return ExtraCounts(classwise, regions, preset)
 
 
 class ExtraSum:

@@ -1,7 +1,7 @@
 """Owns the tally: one pass over an image leaves counts that add exactly; every score is read off their sum."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calseg_cli.errors import ArtifactError, CalsegError, DataError
-from calseg_cli.metrics.confusion import Confusion, check_labels, confusion_of_valid
+from calseg_cli.metrics.confusion import Confusion
+from calseg_cli.metrics.counting import count_image
 from calseg_cli.metrics.extra_counts import Extra, ExtraCounts, ExtraSum, count_extra
-from calseg_cli.metrics.fine_histogram import CalibrationCounts, Edges, binned_sums, fine_bins
+from calseg_cli.metrics.fine_histogram import CalibrationCounts, Edges
+from calseg_cli.metrics.grid import Grid, bilinear_grid, enlarge
 from calseg_cli.metrics.image_rows import ImageRows, coarsen, stack
 from calseg_cli.metrics.invariants import contradictions
-from calseg_cli.metrics.pixels import ValidPixels, measure_pixels
 
 _GROUPINGS = ("by_predicted", "by_true")
 _COUNTS = ("count", "correct", "confidence")
@@ -124,25 +125,50 @@ def tally_image(
     ignore: int,
     edges: Edges = "right",
     extra: Extra | None = None,
+    grid: Grid | None = None,
 ) -> Tally:
-    """The tally of one image from logits (C,H,W) at the label's resolution and labels (H,W).
+    """The tally of one image from logits (C,h,w) and labels (H,W), which lie on each other as `grid` says.
+
+    Without a grid the logits are (C,H,W), at the label's own resolution.
 
     A pixel labelled `ignore` is counted as ignored; a labelled one with a NaN or infinite logit as invalid, and is in
-    nothing else. Softmax is float32, sums are float64 or whole numbers; at most one block of probabilities is alive.
+    nothing else. Softmax is float32, sums are whole numbers; at most some rows of full size are alive, unless `extra`
+    asks for class-wise counts or a preset.
     Raises DataError where sizes differ or a label is neither a class nor `ignore`.
     """
-    truth = _label_tensor(labels, logits)
-    if logits.shape[1:] != truth.shape:
+    truth = _label_tensor(labels, logits, ignore)
+    grid = grid or bilinear_grid(_hw(logits), _hw(logits))
+    if grid.native_hw != _hw(logits):
+        raise ValueError(f"{image_id}: the grid is of {grid.native_hw} cells, the logits are {_hw(logits)}")
+    if grid.out_hw != truth.shape:
         raise DataError(
-            f"{image_id}: the label is {_size(truth.shape)} and the prediction {_size(logits.shape[1:])}",
+            f"{image_id}: the label is {_size(truth.shape)} and the prediction {_size(grid.out_hw)}",
             "image and label must have one size; `calseg data check` lists the pairs that differ",
         )
-    check_labels(truth, logits.shape[0], ignore=ignore, where=image_id)
-    pixels = measure_pixels(logits.flatten(1), truth.flatten(), ignore)
-    tally = _count(pixels, image_id, logits.shape[0], edges)
-    if extra is None:
-        return tally
-    return replace(tally, extra=count_extra(extra, logits, truth, pixels, ignore=ignore, edges=edges))
+    counted = count_image(
+        logits,
+        truth,
+        grid,
+        ignore=ignore,
+        edges=edges,
+        keep_pixels=extra is not None and extra.needs_pixels,
+        where=image_id,
+    )
+    row = ImageRows(
+        (image_id,),
+        confusion=counted.confusion[None],
+        coarse=np.stack([coarsen(array) for array in counted.by_predicted.arrays()])[None],
+        ignored=np.array([counted.ignored], np.int64),
+        invalid=np.array([counted.invalid], np.int64),
+        nll=np.array([counted.nll]),
+        brier=np.array([counted.brier]),
+        brier_top=np.array([counted.brier_top]),
+    )
+    more = ExtraCounts()
+    if extra is not None and counted.pixels is not None:
+        full = enlarge(logits, grid) if extra.needs_logits else None
+        more = count_extra(extra, full, truth.long(), counted.pixels, ignore=ignore, edges=edges)
+    return Tally(row, counted.by_predicted, counted.by_true, more)
 
 
 def merge(tallies: Iterable[Tally]) -> Tally:
@@ -167,31 +193,6 @@ def merge(tallies: Iterable[Tally]) -> Tally:
     return Tally(stack(rows), by_predicted, by_true, more.total([table.ids for table in rows]))
 
 
-def _count(pixels: ValidPixels, image_id: str, num_classes: int, edges: Edges) -> Tally:
-    """Right pixels have one class, true and predicted; so they are binned once, and only wrong ones twice."""
-    bins = fine_bins(pixels.confidence, edges)
-    right = pixels.predictions == pixels.labels
-    correct, correct_sums = binned_sums(pixels.confidence[right], bins[right], pixels.labels[right], num_classes)
-    wrong = ~right
-    wrong_confidence, wrong_bins = pixels.confidence[wrong], bins[wrong]
-    by_class = []
-    for classes in (pixels.predictions, pixels.labels):
-        count, sums = binned_sums(wrong_confidence, wrong_bins, classes[wrong], num_classes)
-        by_class.append(CalibrationCounts(count + correct, correct.copy(), sums + correct_sums, edges=edges))
-    by_predicted, by_true = by_class
-    row = ImageRows(
-        (image_id,),
-        confusion=confusion_of_valid(pixels.labels, pixels.predictions, num_classes)[None],
-        coarse=np.stack([coarsen(array) for array in by_predicted.arrays()])[None],
-        ignored=np.array([pixels.ignored], np.int64),
-        invalid=np.array([pixels.invalid], np.int64),
-        nll=np.array([pixels.nll]),
-        brier=np.array([pixels.brier]),
-        brier_top=np.array([pixels.brier_top]),
-    )
-    return Tally(row, by_predicted, by_true)
-
-
 def _assemble(arrays: Mapping[str, NDArray[Any]]) -> Tally:
     edges = cast(Edges, _text(arrays["edges"])[0])
     columns = {name.removeprefix("images_"): array for name, array in arrays.items() if name.startswith("images_")}
@@ -209,10 +210,20 @@ def _text(array: NDArray[Any]) -> list[str]:
     return [item.decode() if isinstance(item, bytes) else str(item) for item in array.tolist()]
 
 
-def _label_tensor(labels: Tensor | NDArray[Any], logits: Tensor) -> Tensor:
-    whole = labels if isinstance(labels, Tensor) else torch.from_numpy(np.asarray(labels).astype(np.int64))
-    return whole.to(logits.device, torch.int64)
+def _label_tensor(labels: Tensor | NDArray[Any], logits: Tensor, ignore: int) -> Tensor:
+    if not isinstance(labels, Tensor):
+        array = np.asarray(labels)
+        narrow = array.dtype in (np.uint8, np.int16, np.int32, np.int64)
+        labels = torch.from_numpy(np.ascontiguousarray(array if narrow else array.astype(np.int64)))
+    if labels.dtype == torch.uint8 and not 0 <= ignore < 256:
+        labels = labels.short()  # torch would take an ignored value of -1 for 255
+    return labels.to(logits.device)
 
 
-def _size(shape: torch.Size) -> str:
+def _hw(logits: Tensor) -> tuple[int, int]:
+    height, width = logits.shape[-2:]
+    return int(height), int(width)
+
+
+def _size(shape: Sequence[int]) -> str:
     return "x".join(str(side) for side in shape)

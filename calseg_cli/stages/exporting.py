@@ -16,7 +16,6 @@ from calseg_cli.artifacts.foreign import check_id
 from calseg_cli.artifacts.reader import Artifact, open_artifact
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.config import Resolved
-from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError, DataError, disk_errors
@@ -24,6 +23,7 @@ from calseg_cli.methods.pseudo_labels import votes
 from calseg_cli.report.pictures import IGNORED_COLOR, write_label_png
 from calseg_cli.stages.class_lists import CLASSES_FILE, ClassList, raw_values
 from calseg_cli.stages.foreign_sources import INDEX_COLUMNS, INDEX_FILE, ITEM_KEYS, index_row
+from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.pictures import safe_name
 from calseg_cli.stages.roads import palette_of
 from calseg_cli.stages.whole_folder import whole_folder
@@ -181,7 +181,8 @@ def _labels(artifact: Artifact, name: str) -> NDArray[np.uint8]:
     """The class indices (H,W) at the label's full size, IGNORE where a pseudo-label is not believed."""
     if artifact.kind.name == "logits":
         logits = torch.from_numpy(artifact.item(name, "logits"))
-        classes: NDArray[np.uint8] = votes(upsample_logits(logits, artifact.geometry(name))).classes.byte().numpy()
+        native, grid = label_grid(logits, artifact.geometry(name))
+        classes: NDArray[np.uint8] = votes(native, grid=grid).classes.byte().numpy()
         return classes
     labels: NDArray[np.uint8] = artifact.item(name, "label")  # of classes in the list: reading it checks that
     return labels

@@ -5,7 +5,6 @@ from itertools import chain
 
 from calseg_cli.config import Evaluate
 from calseg_cli.data.catalog import IGNORE
-from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.infer import Prediction
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ConfigError
@@ -13,6 +12,7 @@ from calseg_cli.metrics.extra_counts import Extra
 from calseg_cli.metrics.fine_histogram import Edges
 from calseg_cli.metrics.regions import Regions
 from calseg_cli.metrics.tally import Tally, merge, tally_image
+from calseg_cli.stages.label_grid import label_grid
 
 
 def measure(
@@ -56,12 +56,14 @@ def _tallies(
     for prediction in predictions:
         if prediction.label is None:
             raise ValueError(f"{prediction.id} has no label to measure against")
+        logits, grid = label_grid(prediction.logits, prediction.geometry)
         yield tally_image(
-            upsample_logits(prediction.logits, prediction.geometry),
+            logits,
             prediction.label,
             image_id=prediction.id,
             ignore=IGNORE,
             edges=edges,
             extra=extra,
+            grid=grid,
         )
         progress.advance()

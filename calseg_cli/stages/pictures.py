@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 from calseg_cli.artifacts.reader import Artifact
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
-from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.infer import Prediction
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
+from calseg_cli.metrics.counting import decide_image
 from calseg_cli.report.pictures import colorize, confidence_map, overlay, write_label_png, write_png
+from calseg_cli.stages.label_grid import label_grid
 
 Palette = tuple[tuple[int, int, int], ...]
 
 
 def decide(prediction: Prediction) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The predicted classes and their confidence, both (H,W) at the label's full size."""
-    probs = upsample_logits(prediction.logits, prediction.geometry).softmax(dim=0)
-    confidence, classes = probs.max(dim=0)
+    classes, confidence = decide_image(*label_grid(prediction.logits, prediction.geometry))
     return classes.to(torch.uint8).numpy(), confidence.numpy()
 
 

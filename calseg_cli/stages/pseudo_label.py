@@ -22,13 +22,13 @@ from calseg_cli.config import Resolved
 from calseg_cli.config.pseudo_label import PseudoLabel
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.engine.device import memory_errors, seed_everything
-from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods.pseudo_labels import GRID, VoteHistogram, Votes, believed_labels, class_pixels, votes
 from calseg_cli.report.wording import number, percent
 from calseg_cli.stages.chain import check_configured_classes, recipe
+from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.pseudo_pictures import draw_pseudo_labels
 from calseg_cli.stages.run_folder import RunFolder, run_folder
 
@@ -208,7 +208,8 @@ class _Work:
             if self._stop:
                 raise self._stop.error(f"stopped while {title} (image {place} of {total})", GO_ON)
             logits = torch.from_numpy(self._parent.item(name, "logits"))
-            yield name, votes(upsample_logits(logits, self._parent.geometry(name)))
+            native, grid = label_grid(logits, self._parent.geometry(name))
+            yield name, votes(native, grid=grid)
             self._progress.advance()
         self._progress.finish()
 

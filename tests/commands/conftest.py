@@ -3,12 +3,18 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
+
+SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
 @dataclass(frozen=True)
@@ -24,34 +30,66 @@ class Ran:
         return json.loads(self.out)
 
 
-def type_command(*words: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
-    """Run `calseg WORDS` as a process of its own, as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "calseg_cli", *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **(env or {})},
-        check=False,
-    )
+def start_anew(words: Sequence[object], cwd: Path, env: dict[str, str], timeout: float) -> Ran:
+    program = [sys.executable, "-m", "calseg_cli", *map(str, words)]
+    done = subprocess.run(program, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=env, check=False)
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.fixture(scope="session")
-def calseg():
-    return type_command
+class Typist:
+    """Runs `calseg WORDS` as a process of its own, as a user would, but forked from one that has torch loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self._address = str(folder / "socket")
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("server.py")), self._address],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **SETTINGS},
+        )
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "ready\n"
+
+    def __call__(self, *words: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
+        with tempfile.TemporaryDirectory() as folder:
+            said = [Path(folder) / name for name in ("out", "err")]
+            for path in said:
+                path.touch()
+            whole = {**os.environ, **SETTINGS, **(env or {})}
+            if any(name.startswith("PYTHON") for name in env or {}):
+                return start_anew(words, cwd, whole, timeout)  # they are read when Python starts
+            with Client(self._address) as connection:
+                connection.send(([str(word) for word in words], str(cwd), whole, *map(str, said)))
+                pid = connection.recv()
+                if not connection.poll(timeout):
+                    os.kill(pid, signal.SIGKILL)
+                    raise subprocess.TimeoutExpired(["calseg", *words], timeout)
+                code = connection.recv()
+            out, err = (path.read_text(encoding="utf-8") for path in said)
+        return Ran(code, out, err)
+
+    def close(self) -> None:
+        self._server.terminate()
+        self._server.communicate(timeout=30)
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def calseg() -> Iterator[Typist]:
+    with tempfile.TemporaryDirectory() as folder:  # a short path: a socket's has at most 108 characters
+        typist = Typist(Path(folder))
+        yield typist
+        typist.close()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, calseg) -> Path:
     """A sample folder after `calseg pretrain` of a few steps; copy it before changing anything (`workspace`)."""
     folder = tmp_path_factory.mktemp("sample")
     for words in (
         ("sample-data",),
         ("pretrain", "--steps", "30", "--set", "pretrain.validate_every=15", "--set", "pretrain.log_every=5"),
     ):
-        ran = type_command(*words, cwd=folder)
+        ran = calseg(*words, cwd=folder)
         assert ran.code == 0, ran.err
     return folder
 

@@ -34,7 +34,7 @@ def wait_for(path, process, seconds=60):
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unbroken(trained, calseg):
     ran = calseg(*WORDS, "--name", "unbroken", cwd=trained)
     assert ran.code == 0, ran.err

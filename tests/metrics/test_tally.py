@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from calseg_cli.errors import ArtifactError, ConfigError, DataError
 from calseg_cli.metrics.calibration import ece
 from calseg_cli.metrics.fine_histogram import calibration_counts
+from calseg_cli.metrics.pixels import softmax_scores
 from calseg_cli.metrics.scores import read_scores
 from calseg_cli.metrics.tally import Tally, merge, tally_image
 
@@ -63,8 +64,7 @@ def test_right_pixels_binned_once_give_the_plain_counts(make_image):
     tally = tally_image(logits, labels, image_id="a", ignore=255)
     flat, truth = logits.flatten(1), labels.flatten()
     kept = truth != 255
-    total = (flat - flat.amax(0)).exp().sum(0)
-    q, p, y = total.reciprocal()[kept], flat.argmax(0)[kept], truth[kept]
+    q, p, y = softmax_scores(flat[:, kept], truth[kept]).confidence, flat.argmax(0)[kept], truth[kept]
     assert tally.by_predicted == calibration_counts(q, p == y, p, CLASSES)
     assert tally.by_true == calibration_counts(q, p == y, y, CLASSES)
 
