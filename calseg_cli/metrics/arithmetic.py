@@ -37,17 +37,15 @@ def exp_of_negative(x: Tensor) -> Tensor:
     [1.0, 0.3678794503211975]
     """
     held = x.clamp(min=EXP_FLOOR)
-    shifted = held * _float32(LOG2_E) + ROUNDER
+    shifted = (held * _float32(LOG2_E)).add_(ROUNDER)
     whole = shifted - ROUNDER
-    rest = held - whole * _float32(LN2_HIGH)
-    rest = rest - whole * _float32(LN2_LOW)
-    power = rest * _float32(EXP_TERMS[0]) + _float32(EXP_TERMS[1])
+    rest = held.sub_(whole * _float32(LN2_HIGH)).sub_(whole.mul_(_float32(LN2_LOW)))
+    power = (rest * _float32(EXP_TERMS[0])).add_(_float32(EXP_TERMS[1]))
     for term in EXP_TERMS[2:]:
-        power = power * rest + _float32(term)
-    power = power * (rest * rest) + rest
-    power = power + 1.0
-    scale = (shifted.view(torch.int32) - (ROUNDER_BITS - 127)) << 23
-    return power * scale.view(torch.float32)
+        power.mul_(rest).add_(_float32(term))
+    power.mul_(rest * rest).add_(rest).add_(1.0)
+    scale = shifted.view(torch.int32).sub_(ROUNDER_BITS - 127).bitwise_left_shift_(23)
+    return power.mul_(scale.view(torch.float32))
 
 
 def log_from_one(x: Tensor) -> Tensor:

@@ -33,8 +33,10 @@ _LN2_HIGH, _LN2_LOW = np.float32(arithmetic.LN2_HIGH), np.float32(arithmetic.LN2
 _E0, _E1, _E2, _E3, _E4, _E5 = (np.float32(term) for term in arithmetic.EXP_TERMS)
 _ROUNDER = np.float32(arithmetic.ROUNDER)
 _BITS = np.int32(arithmetic.ROUNDER_BITS - 127)
-_LOG = arithmetic.LOG_TERMS
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7, _L8, _L9, _L10, _L11 = arithmetic.LOG_TERMS
 _LN2, _SQRT2 = arithmetic.LN2, arithmetic.SQRT2
+_ROUNDER_64, _BITS_64 = 1.5 * 2.0**52, np.int64(0x4338000000000000)
+_VOID = np.int32(-(2**31))  # no label of the types that come in
 _GROUP = arithmetic.GROUP
 _F0, _F1 = np.float32(0), np.float32(1)
 
@@ -101,7 +103,8 @@ def count(
     cuts = [height * part // strips for part in range(strips + 1)]
     cells = np.zeros((strips, 3, classes, FINE_BINS, 2), np.int64)
     confusion = np.zeros((strips, classes, classes), np.int64)
-    tile = max(64, min(width, _TILE_VALUES // classes))
+    tiles = -(-width // max(64, _TILE_VALUES // classes))
+    tile = -(-width // tiles)
 
     def strip(part: int) -> None:
         lines = (cuts[part], cuts[part + 1])
@@ -222,48 +225,85 @@ def _softmax_sums(logits: _F32, largest: _F32, truth: _I32, sums: _Sums) -> None
 @_compiled
 def _log_from_one(value: Any) -> Any:
     bits = np.float32(value).view(np.int32)
-    exponent = np.int64(bits >> np.int32(23)) - 127
+    exponent = np.int32((bits >> np.int32(23)) - np.int32(127))
     mantissa = np.float64(np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32))
-    if mantissa > _SQRT2:
-        mantissa *= 0.5
-        exponent += 1
+    above = mantissa > _SQRT2
+    mantissa = mantissa * 0.5 if above else mantissa
+    exponent = np.int32(exponent + np.int32(1)) if above else exponent
     f = (mantissa - 1.0) / (mantissa + 1.0)
     square = f * f
-    series = square * _LOG[0] + _LOG[1]
-    for place in range(2, len(_LOG)):
-        series = series * square + _LOG[place]
+    series = square * _L0 + _L1
+    series = series * square + _L2
+    series = series * square + _L3
+    series = series * square + _L4
+    series = series * square + _L5
+    series = series * square + _L6
+    series = series * square + _L7
+    series = series * square + _L8
+    series = series * square + _L9
+    series = series * square + _L10
+    series = series * square + _L11
     return np.float64(exponent) * _LN2 + f * 2.0 * series
 
 
 @_compiled
-def _place(q: Any, left_closed: Any) -> Any:
-    """The fine bin of a confidence."""
-    if left_closed:
-        return min(np.int64(math.floor(q * _FINE)), _LAST_BIN)
-    return max(np.int64(math.ceil(q * _FINE)) - 1, 0)
+def _steps(value: Any) -> Any:
+    """A float64 in steps of 2**-31, rounded half to even: as bits, because no instruction converts several at once."""
+    return np.float64(value * _ONE + _ROUNDER_64).view(np.int64) - _BITS_64
 
 
 @_compiled
-def _count_pixel(
-    q: Any, true: Any, guess: Any, total: Any, sums: Any, left_closed: Any, cells: _I64, confusion: _I64, row: _I64
-) -> None:
-    squares, picked, picked_exp = sums
-    place, fixed = _place(q, left_closed), np.int64(np.rint(q * _ONE))
-    confusion[true, guess] += 1
-    if true == guess:
-        cells[RIGHT, true, place, 0] += 1
-        cells[RIGHT, true, place, 1] += fixed
-        residual = q - 1.0
+def _sum_scores(truth: _I32, predicted: _I32, classes: Any, sums: _Sums, row: _I64) -> None:
+    """Add the proper scores of a row of pixels; a `truth` outside [0,C) adds nothing."""
+    total, squares, picked, picked_exp, share, _ = sums
+    nll = brier = brier_top = np.int64(0)
+    for x in range(total.size):
+        q = np.float64(share[x])
+        missing = 1.0 - np.float64(picked_exp[x]) * q
+        residual = q - 1.0 if truth[x] == predicted[x] else q
+        counts = truth[x] >= 0 and truth[x] < classes
+        one = _steps(_log_from_one(total[x]) - np.float64(picked[x]))
+        two = _steps(np.float64(squares[x]) * (q * q) + missing * missing)
+        three = _steps(residual * residual)
+        nll += one if counts else 0
+        brier += two if counts else 0
+        brier_top += three if counts else 0
+    row[NLL] += nll
+    row[BRIER] += brier
+    row[BRIER_TOP] += brier_top
+
+
+@_compiled
+def _places(share: _F32, left_closed: Any, place: _I32, fixed: _I64) -> None:
+    """The fine bin of each confidence, and the confidence in steps."""
+    if left_closed:
+        for x in range(share.size):
+            place[x] = min(np.int32(math.floor(np.float64(share[x]) * _FINE)), np.int32(_LAST_BIN))
     else:
-        cells[WRONG_PREDICTED, guess, place, 0] += 1
-        cells[WRONG_PREDICTED, guess, place, 1] += fixed
-        cells[WRONG_TRUE, true, place, 0] += 1
-        cells[WRONG_TRUE, true, place, 1] += fixed
-        residual = q
-    missing = 1.0 - np.float64(picked_exp) * q
-    row[NLL] += np.int64(np.rint((_log_from_one(total) - np.float64(picked)) * _ONE))
-    row[BRIER] += np.int64(np.rint((np.float64(squares) * (q * q) + missing * missing) * _ONE))
-    row[BRIER_TOP] += np.int64(np.rint(residual * residual * _ONE))
+        for x in range(share.size):
+            place[x] = max(np.int32(math.ceil(np.float64(share[x]) * _FINE)) - np.int32(1), np.int32(0))
+    for x in range(share.size):
+        fixed[x] = _steps(np.float64(share[x]))
+
+
+@_compiled
+def _count_cells(
+    truth: _I32, predicted: _I32, place: _I32, fixed: _I64, cells: _I64, confusion: _I64, row: _I64
+) -> None:
+    for x in range(truth.size):
+        true, guess, bin_, steps = truth[x], predicted[x], place[x], fixed[x]
+        if true < 0 or true >= confusion.shape[0]:
+            row[LEFT_OUT if true == _VOID else STRANGE] += 1
+            continue
+        confusion[true, guess] += 1
+        if true == guess:
+            cells[RIGHT, true, bin_, 0] += 1
+            cells[RIGHT, true, bin_, 1] += steps
+        else:
+            cells[WRONG_PREDICTED, guess, bin_, 0] += 1
+            cells[WRONG_PREDICTED, guess, bin_, 1] += steps
+            cells[WRONG_TRUE, true, bin_, 0] += 1
+            cells[WRONG_TRUE, true, bin_, 1] += steps
 
 
 @_compiled
@@ -285,6 +325,7 @@ def _count_tile(
         np.empty(width, np.float32),
         np.empty(width, np.float32),
     )
+    share, place, fixed = np.empty(width, np.float32), np.empty(width, np.int32), np.empty(width, np.int64)
     at_top = at_bottom = -1
     for y in range(lines[0], lines[1]):
         if row_low[y] == at_bottom:
@@ -297,30 +338,17 @@ def _count_tile(
             at_bottom = row_high[y]
             _row_of(native, at_bottom, columns, bottom)
         for x in range(width):
-            truth[x] = labels[y, left + x]
+            label = np.int32(labels[y, left + x])
+            truth[x] = _VOID if label == ignore else label
         _largest(top, bottom, row_weight_low[y], row_weight_high[y], logits, largest, predicted)
         _softmax_sums(logits, largest, truth, (total, squares, picked, picked_exp, part, square_part))
-        row = sums_of_rows[y]
         for x in range(width):
-            share = _F1 / total[x]
-            if keep:
-                confidence[y, left + x] = share
+            share[x] = _F1 / total[x]
+        if keep:
+            for x in range(width):
+                confidence[y, left + x] = share[x]
                 predictions[y, left + x] = predicted[x]
-            if truth[x] == ignore:
-                row[LEFT_OUT] += 1
-                continue
-            if truth[x] < 0 or truth[x] >= classes:
-                row[STRANGE] += 1
-                continue
-            three = (squares[x], picked[x], picked_exp[x])
-            _count_pixel(
-                np.float64(share),
-                truth[x],
-                predicted[x],
-                total[x],
-                three,
-                left_closed,
-                cells,
-                confusion,
-                row,
-            )
+        row = sums_of_rows[y]
+        _sum_scores(truth, predicted, classes, (total, squares, picked, picked_exp, share, part), row)
+        _places(share, left_closed, place, fixed)
+        _count_cells(truth, predicted, place, fixed, cells, confusion, row)
