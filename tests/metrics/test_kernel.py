@@ -1,6 +1,7 @@
 """The compiled road against plain torch: the same bits; and both against float64."""
 
 import multiprocessing
+import sys
 import tracemalloc
 
 import numpy as np
@@ -16,10 +17,12 @@ from calseg_cli.metrics.calibration import ece
 from calseg_cli.metrics.extra_counts import Extra
 from calseg_cli.metrics.fine_histogram import FINE_BINS
 from calseg_cli.metrics.grid import bilinear_grid
+from calseg_cli.metrics.pixels import measure_grid
 from calseg_cli.metrics.regions import Regions
 from calseg_cli.metrics.tally import tally_image
 
-kernel = pytest.importorskip("calseg_cli.metrics.kernel", reason="numba is not installed")
+numba = pytest.importorskip("numba", reason="numba is not installed")
+from calseg_cli.metrics import kernel  # noqa: E402
 
 
 def scene(seed, classes, cells, pixels, *, spread=4.0, ignore=255, dtype=np.uint8):
@@ -211,6 +214,53 @@ def test_a_grid_of_another_size_is_refused(size):
         tally_image(logits, labels, image_id="a", ignore=255, grid=bilinear_grid((4, 4), size))
     with pytest.raises(ValueError, match="cells"):
         tally_image(logits, labels, image_id="a", ignore=255, grid=bilinear_grid((5, 4), (30, 40)))
+
+
+@pytest.fixture
+def fresh_choice():
+    counting.compiled_road.cache_clear()
+    yield
+    counting.compiled_road.cache_clear()
+
+
+def test_without_numba_the_plain_road_is_taken(monkeypatch, fresh_choice):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert counting.compiled_road() is None
+
+
+def test_numba_that_may_not_compile_is_not_used(monkeypatch, fresh_choice):
+    """It would run the kernel as Python, a thousand times slower."""
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    assert counting.compiled_road() is None
+
+
+def test_where_no_cache_can_be_kept_it_compiles_without(monkeypatch):
+    real = kernel.njit
+    asked = []
+
+    def without_folder(**options):
+        asked.append(options.get("cache", False))
+        if asked[-1]:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(**options)
+
+    monkeypatch.setattr(kernel, "njit", without_folder)
+    assert kernel._compiled(lambda value: value + 1)(1) == 2
+    assert asked == [True, False]
+
+
+def test_classes_and_confidence_of_an_image_are_those_that_are_counted(monkeypatch):
+    logits, labels = scene(11, 7, (9, 8), (33, 40))
+    grid = bilinear_grid((9, 8), (33, 40))
+    classes, confidence = counting.decide_image(logits, grid)
+    measured = measure_grid(logits, torch.from_numpy(labels).long(), grid, 255)
+    valid = torch.from_numpy(labels != 255)
+    assert torch.equal(classes[valid], measured.predictions)
+    assert torch.equal(confidence[valid], measured.confidence)
+    monkeypatch.setattr(counting, "compiled_road", lambda: None)
+    plain = counting.decide_image(logits, grid)
+    assert torch.equal(classes, plain[0])
+    assert torch.equal(confidence, plain[1])
 
 
 @pytest.mark.gpu
