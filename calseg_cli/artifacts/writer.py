@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from calseg_cli.artifacts.disk import check_estimate, need_space
 from calseg_cli.artifacts.geometry import Geometry
 from calseg_cli.artifacts.hdf5_file import create_file, finish_file, name_file, write_index
 from calseg_cli.artifacts.kinds import check_item, find_kind
+from calseg_cli.artifacts.listing import check_values, is_plain_id
 from calseg_cli.artifacts.lock import sole_holder
+from calseg_cli.artifacts.policy import RefusedError
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.recipe import changes
 from calseg_cli.artifacts.safe_open import DAMAGE, PARTIAL, examine
@@ -74,9 +76,11 @@ class ArtifactWriter:
         self._kind = find_kind(kind)
         # A command line may hold a file name that is not UTF-8, which no file can.
         self._meta = {name: json_text(table).encode(errors="replace").decode() for name, table in meta.items()}
+        self._classes = len(meta.get("classes", {}).get("names", ()))
         self._places = dict(zip(ids, positions if positions is not None else range(len(ids)), strict=True))
         if len(self._places) != len(ids):
             raise ArtifactError(f"{path.name}: an id is given twice", "give images distinct ids")
+        self._check_ids(ids)
         self._planned = bool(ids)
         self._compression = compression
         self._force, self._resume, self._estimate = force, resume, estimate
@@ -135,6 +139,7 @@ class ArtifactWriter:
         if self._kind.has_geometry and geometry is None:
             raise ValueError(f"an item of kind {self._kind.name} needs its geometry")
         if not self._planned:
+            self._check_ids([name])
             self._places.setdefault(name, len(self._places))
         position = self._places[name]
         if position in self._handed:
@@ -154,6 +159,14 @@ class ArtifactWriter:
             stored = text_array(array.ravel().tolist()).reshape(array.shape) if array.dtype.kind in "UO" else array
             group.create_dataset(name, data=stored, **array_options(stored, self._compression))
             self._arrays[name] = array_digest(array)
+
+    def _check_ids(self, ids: Iterable[str]) -> None:
+        for name in ids:
+            if not is_plain_id(name):
+                raise ArtifactError(
+                    f"{self.path.name}: the id {name[:100]!a} does not name a file below a folder",
+                    "rename the image",
+                )
 
     def _begin(self) -> None:
         if self.path.exists() and not self._force and not self.partial.exists():
@@ -257,6 +270,7 @@ class ArtifactWriter:
 
     def _write_item(self, job: _Job) -> None:
         check_item(self._kind, job.facts["id"], job.arrays)
+        self._check_classes(job)
         with disk_errors(self.path), _hdf5_errors(self.path):
             need_space(self.path.parent, sum(array.nbytes for array in job.arrays.values()))
             file = self._open_file()
@@ -269,6 +283,13 @@ class ArtifactWriter:
             # What was flushed survives a kill; without it the whole file would be lost.
             file.flush()
         self._facts[job.position] = facts
+
+    def _check_classes(self, job: _Job) -> None:
+        try:
+            for key, array in job.arrays.items():
+                check_values(array, f"{job.facts['id']}/{key}", self._classes, self._kind)
+        except RefusedError as error:
+            raise ArtifactError(f"{self.path}: {error}", "give the class list that it was made with") from error
 
     def _finish(self) -> None:
         self._drain()

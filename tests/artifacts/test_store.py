@@ -240,3 +240,25 @@ def test_zeroed_bytes_anywhere_are_an_error_of_ours(tmp_path):
             describe(damaged)
         except ArtifactError:
             continue
+
+
+@pytest.mark.parametrize("name", ["", "../x", "/tmp/x", "a/../../x", "a\0b", "x" * 5000, "\udcff"])
+@pytest.mark.parametrize("planned", [True, False])
+def test_an_id_that_no_reader_takes_is_refused_before_anything_is_written(tmp_path, name, planned):
+    with pytest.raises(ArtifactError, match="does not name a file below a folder"):  # noqa: SIM117
+        with ArtifactWriter(tmp_path / "a.h5", "logits", meta=META, ids=["fine", name] if planned else ()) as writer:
+            writer.add_item(name, {"logits": np.zeros((2, 3, 3), np.float16)}, GEOMETRY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "arrays", "said"),
+    [
+        ("logits", {"logits": np.zeros((3, 2, 2), np.float16)}, "has 3 classes, and its class list 2"),
+        ("pseudo_labels", {"label": np.full((2, 2), 2, np.uint8)}, "has the class 2, and its class list 2"),
+    ],
+)
+def test_classes_beyond_the_list_are_refused_when_written(tmp_path, kind, arrays, said):
+    with pytest.raises(ArtifactError, match=said), ArtifactWriter(tmp_path / "a.h5", kind, meta=META) as writer:
+        writer.add_item("x", arrays, GEOMETRY)
+    assert not (tmp_path / "a.h5").exists()
