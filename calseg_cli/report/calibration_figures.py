@@ -9,22 +9,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from calseg_cli.report.data import ConfidenceHistogram, Reliability
+from calseg_cli.report.data import ConfidenceHistogram, Intervals, Reliability
 from calseg_cli.report.drawing import BLUE, GREY, INK, MUTED, PAPER, RED, TEAL, lay_out, new_figure, style
 from calseg_cli.report.wording import is_missing, number, score_text, tendency
 
 RARE_SHARE = 0.001
 
 
-def reliability_figure(reliability: Reliability, scores: Mapping[str, float], convention: str = "") -> Figure:
-    """Accuracy against confidence by bins with the gaps, what each bin adds to the ECE, and how many pixels it has."""
+def reliability_figure(
+    reliability: Reliability, scores: Mapping[str, float], convention: str = "", intervals: Intervals | None = None
+) -> Figure:
+    """Accuracy against confidence by bins with the gaps, what each bin adds to the ECE, and how many pixels it has.
+
+    With `intervals` that have the bins' accuracy, each dot has its own.
+    """
     with style():
-        lines = textwrap.wrap(convention, 98)
+        lines = [line for part in (convention, _interval_note(intervals)) for line in textwrap.wrap(part, 98)]
         below = 0.13 * len(lines)
         figure = new_figure(4.7, 6.6 + below)
         lay_out(figure, rows=3, bottom=0.5 + below)
         diagram, contribution, counts = figure.subplots(3, 1, sharex=True, height_ratios=[4.2, 1.25, 1.25])
         _draw_diagram(diagram, reliability, scores)
+        if intervals is not None and intervals.bin_accuracy is not None:
+            _draw_intervals(diagram, reliability, intervals.bin_accuracy)
         _draw_contribution(contribution, reliability)
         _draw_counts(counts, reliability, scores)
         counts.set(xlim=(0, 1), xlabel="confidence")
@@ -32,9 +39,25 @@ def reliability_figure(reliability: Reliability, scores: Mapping[str, float], co
     return figure
 
 
+def _interval_note(intervals: Intervals | None) -> str:
+    if intervals is None or intervals.bin_accuracy is None:
+        return ""
+    if np.isnan(intervals.bin_accuracy).all():
+        return "No intervals: they need labelled pixels in two images or more."
+    return f"Upright lines: {intervals.level * 100:.4g} % intervals of {intervals.resamples} resamples of whole images"
+
+
+def _draw_intervals(axes: Axes, reliability: Reliability, accuracy: NDArray[np.float64]) -> None:
+    known = ~np.isnan(accuracy[:, 0]) & (reliability.count > 0)
+    rare = reliability.share() < RARE_SHARE
+    for where, alpha in ((known & ~rare, 1.0), (known & rare, 0.35)):
+        axes.vlines(reliability.confidence[where], *accuracy[where].T, color=INK, linewidth=1.3, alpha=alpha, zorder=3)
+        for edge in accuracy[where].T:
+            axes.plot(reliability.confidence[where], edge, "_", color=INK, markersize=4.5, alpha=alpha)
+
+
 def _draw_diagram(axes: Axes, reliability: Reliability, scores: Mapping[str, float]) -> None:
-    share = reliability.count / max(int(reliability.count.sum()), 1)
-    faded = np.where(share < RARE_SHARE, 0.35, 1.0)
+    faded = np.where(reliability.share() < RARE_SHARE, 0.35, 1.0)
     center, width = _places(reliability)
     for where, alpha in ((faded == 1, 1.0), (faded < 1, 0.35)):
         some = where & (reliability.count > 0)
@@ -60,7 +83,11 @@ def _draw_diagram(axes: Axes, reliability: Reliability, scores: Mapping[str, flo
     axes.set(ylim=(0, 1), ylabel="accuracy", title="Reliability")
     axes.set_title(_summary(scores), loc="right", fontsize=8.5, fontweight="normal")
     if not reliability.count.any():
-        axes.text(0.5, 0.4, "no labelled pixels", transform=axes.transAxes, ha="center", color=MUTED)
+        _say_empty(axes, 0.7, 0.3)
+
+
+def _say_empty(axes: Axes, x: float = 0.5, y: float = 0.5) -> None:
+    axes.text(x, y, "no labelled pixels", transform=axes.transAxes, ha="center", va="center", color=MUTED)
 
 
 def _places(bins: Reliability | ConfidenceHistogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -141,8 +168,14 @@ def confidence_figure(histogram: ConfidenceHistogram) -> Figure:
         stacked.bar(center, wrong, width, bottom=right, color=RED, label="wrong")
         stacked.yaxis.set_major_formatter(_share_text)
         stacked.set_title("Pixels, stacked (linear scale)")
-        _legend_above(stacked)
         _draw_apart(apart, histogram, right, wrong)
+        if right.any() or wrong.any():
+            _legend_above(stacked)
+        else:
+            stacked.set_ylim(0, 1)
+            for axes in (stacked, apart):
+                _say_empty(axes)
+                axes.set_yticks([])
         apart.set(xlim=(0, 1), xlabel="confidence")
     return figure
 

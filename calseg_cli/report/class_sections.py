@@ -8,6 +8,7 @@ from calseg_cli.report.accuracy_figures import confusion_figure, images_figure, 
 from calseg_cli.report.data import ClassRow, ReportData
 from calseg_cli.report.drawing import svg_text
 from calseg_cli.report.markup import Cell, chip, table, text
+from calseg_cli.report.region_figure import boundary_figure, boundary_split
 from calseg_cli.report.tables import region_rows
 from calseg_cli.report.wording import BALANCED, NOT_AVAILABLE, is_missing, number, percent, quantity
 
@@ -76,7 +77,23 @@ def regions(data: ReportData) -> str:
     return (
         '<p class="guide">Each region by itself: a network can be true on the whole and too sure along every edge. A '
         f'small region has a higher noise floor.</p><p class="convention">{rule}</p>'
-        f"{table([(name, '') for name in headers], cells)}"
+        f"{table([(name, '') for name in headers], cells)}{_boundaries(data)}"
+    )
+
+
+def _boundaries(data: ReportData) -> str:
+    """How much of the errors the boundaries hold; empty unless they were measured."""
+    split = boundary_split(data.regions)
+    if not split:
+        return ""
+    told = ", ".join(
+        f"{percent(near / (near + far))} of the {name}" for name, (near, far) in split.items() if near + far
+    )
+    figure = svg_text(boundary_figure(split), "boundaries", f"At boundaries: {told or 'no labelled pixels'}")
+    return (
+        '<h3>Where the errors sit</h3><p class="guide">The three bars have one length each: where the boundary\'s part '
+        "of the wrong pixels or of the calibration error (ECE times pixels) is longer than its part of the pixels, "
+        f'errors gather at the edges of things.</p><figure style="max-width:760px">{figure}</figure>'
     )
 
 

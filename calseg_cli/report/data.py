@@ -1,5 +1,6 @@
 """Owns what a report is made of: plain numbers, names and pictures, filled by whoever measured."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,9 +31,49 @@ class Reliability:
         >>> bins.contribution().round(3).tolist()
         [0.0, 0.3]
         """
-        share = self.count / max(int(self.count.sum()), 1)
         gap: NDArray[np.float64] = np.where(self.count > 0, self.confidence - self.accuracy, 0.0)
-        return share * gap
+        return self.share() * gap
+
+    def share(self) -> NDArray[np.float64]:
+        """The bins' shares of the pixels, (bins,) in [0,1]; all 0 without a pixel."""
+        share: NDArray[np.float64] = self.count / max(int(self.count.sum()), 1)
+        return share
+
+    @property
+    def pixels(self) -> int:
+        """The pixels of all bins."""
+        return int(self.count.sum())
+
+    @property
+    def ece(self) -> float:
+        """The ECE of these bins in [0,1]; NaN without a pixel."""
+        return float(np.abs(self.contribution()).sum()) if self.pixels else math.nan
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is left wrong where only the surest pixels are answered; each (n,), empty without a pixel.
+
+    `risk` in [0,1] is the share of wrong pixels among the surest share `coverage` of all, rising from above 0 to 1;
+    `threshold` in [0,1] is the confidence above which that share lies.
+    """
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+
+    def error_rate(self) -> float:
+        """The risk of answering everything, which is that of a random order at any coverage; NaN without a pixel."""
+        return float(self.risk[-1]) if self.risk.size else math.nan
+
+    def perfect(self) -> NDArray[np.float64]:
+        """The risk (n,) of an order with every wrong pixel after every right one.
+
+        >>> Selection(np.array([0.5, 1.0]), np.array([0.4, 0.75]), np.zeros(2)).perfect().tolist()
+        [0.5, 0.75]
+        """
+        risk: NDArray[np.float64] = np.maximum(self.coverage - (1 - self.error_rate()), 0) / self.coverage
+        return risk
 
 
 @dataclass(frozen=True)
@@ -108,12 +149,16 @@ class Compared:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Between which values scores may lie, (low, high) by key, NaN where n/a: from resamples of whole images."""
+    """Between which values scores may lie, (low, high) by key, NaN where n/a: from resamples of whole images.
+
+    `bin_accuracy` (bins,2) float64 has low and high of the accuracy of each bin of the reliability diagram.
+    """
 
     level: float
     resamples: int
     seed: int
     scores: Mapping[str, tuple[float, float]]
+    bin_accuracy: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +167,8 @@ class ReportData:
 
     `scores` has the keys of `wording.SCORES` (others are shown under their own names); `confusion` int64 (C,C) has the
     true classes in its rows; `images` holds one mapping an image with id, miou, ece, accuracy and confidence;
-    `training` holds the lines of a stage's log.jsonl, for its curves.
+    `training` holds the lines of a stage's log.jsonl, for its curves; `class_reliability` has the bins of the pixels
+    predicted as each of `classes`, in their order, or is empty.
     """
 
     title: str
@@ -143,3 +189,5 @@ class ReportData:
     training: Sequence[Mapping[str, Any]] = ()
     intervals: Intervals | None = None
     regions: Sequence[RegionRow] = ()
+    class_reliability: Sequence[Reliability] = ()
+    selection: Selection | None = None

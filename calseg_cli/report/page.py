@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 from calseg_cli.artifacts.whole_file import write_whole
-from calseg_cli.report import class_sections, example_section, headline, score_sections
+from calseg_cli.report import class_sections, example_section, headline, score_sections, trust_sections
 from calseg_cli.report.data import ReportData
 from calseg_cli.report.markup import text
 from calseg_cli.report.stylesheet import SCRIPT, STYLE
@@ -18,8 +18,10 @@ def render_page(data: ReportData) -> str:
     sections = [
         ("comparison", "Comparison", score_sections.comparison(data)),
         ("calibration", "Calibration", score_sections.calibration(data)),
+        ("selection", "Risk and coverage", trust_sections.selection(data)),
         ("scores", "Scores", score_sections.scores(data)),
         ("classes", "Classes", class_sections.classes(data)),
+        ("class-calibration", "Calibration by class", trust_sections.class_calibration(data)),
         ("regions", "Regions", class_sections.regions(data)),
         ("confusion", "Confusion", class_sections.confusion(data)),
         ("images", "Images", class_sections.images(data)),

@@ -19,6 +19,7 @@ IGNORED_COLOR: Color = (0, 0, 0)
 CONFIDENCE_COLORS = "viridis"
 CORRECT_UNSURE, CORRECT_SURE = (206, 222, 230), (242, 243, 245)
 WRONG_UNSURE, WRONG_SURE = (255, 214, 120), (196, 8, 32)
+TOO_SURE, HONEST, TOO_UNSURE = (196, 8, 32), (247, 247, 246), (0, 105, 100)
 UNLABELLED: Color = (158, 166, 178)
 
 
@@ -67,6 +68,39 @@ def error_map(wrong: NDArray[np.bool_], confidence: NDArray[Any], ignored: NDArr
     right = _between(CORRECT_UNSURE, CORRECT_SURE, sure)
     colors = np.where(wrong[..., None], _between(WRONG_UNSURE, WRONG_SURE, sure), right)
     return np.where(ignored[..., None], np.array(UNLABELLED, dtype=np.uint8), colors)
+
+
+def confidence_error(
+    wrong: NDArray[np.bool_], confidence: NDArray[Any], ignored: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Confidence minus 1 where right, minus 0 where wrong: (H,W) in [-1,1], NaN where ignored or not known.
+
+    >>> confidence_error(np.array([[True, False]]), np.array([[0.75, 0.75]]), np.zeros((1, 2), bool)).tolist()
+    [[0.75, -0.25]]
+    """
+    return np.where(ignored, np.nan, confidence - ~wrong).astype(np.float32)
+
+
+def shrink(values: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Values (H,W) made `width` wide by the mean of those that are known; NaN where fewer than half of an area are."""
+    height = max(1, round(values.shape[0] * width / values.shape[1]))
+    known = ~np.isnan(values)
+    total, share = (
+        np.asarray(Image.fromarray(part.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
+        for part in (np.nan_to_num(values), known)
+    )
+    mean: NDArray[np.float32] = np.divide(total, share, out=np.full_like(share, np.nan), where=share >= 0.5)
+    return mean
+
+
+def confidence_error_map(error: NDArray[Any]) -> Picture:
+    """A confidence error (H,W) in [-1,1]: red above 0 (too sure), teal below (too unsure), nearly white at 0.
+
+    The scale is the same for every picture; NaN is grey.
+    """
+    known = np.clip(np.nan_to_num(error.astype(np.float64)), -1, 1)[..., None]
+    colors = np.where(known > 0, _between(HONEST, TOO_SURE, known), _between(HONEST, TOO_UNSURE, -known))
+    return np.where(np.isnan(error)[..., None], np.array(UNLABELLED, dtype=np.uint8), colors)
 
 
 def _between(start: Color, stop: Color, position: NDArray[np.float64]) -> Picture:

@@ -7,7 +7,7 @@ from calseg_cli.report.data import ReportData
 from calseg_cli.report.drawing import svg_text
 from calseg_cli.report.markup import Cell, definitions, table, text
 from calseg_cli.report.run_figures import comparison_figure, training_curves
-from calseg_cli.report.tables import comparison_rows, ordered_scores
+from calseg_cli.report.tables import comparison_rows, interval_cells, interval_headers, ordered_scores
 from calseg_cli.report.wording import NOT_AVAILABLE, SCORES, number, plain, score_label, score_text
 
 _GROUPS = (
@@ -37,7 +37,7 @@ def comparison(data: ReportData) -> str:
 def calibration(data: ReportData) -> str:
     """The reliability diagram and the histogram of confidence."""
     diagram = svg_text(
-        reliability_figure(data.reliability, data.scores),
+        reliability_figure(data.reliability, data.scores, intervals=data.intervals),
         "reliability",
         f"Reliability diagram: ECE {number(data.scores.get('ece'))}",
     )
@@ -57,17 +57,18 @@ def calibration(data: ReportData) -> str:
 def scores(data: ReportData) -> str:
     """Every score with its meaning, by what it speaks of."""
     rows: list[list[Cell]] = []
+    intervals = [(name, _interval_meaning(data)) for name in interval_headers(data)]
     for subject, heading in _GROUPS:
         keys = [key for key in ordered_scores(list(data.scores)) if _subject(key) == subject]
         if keys:
-            rows.append([Cell(heading, tone="group"), Cell(""), Cell(""), Cell("")])
-        rows += [_score_row(key, data.scores[key]) for key in keys]
-    headers = [("score", ""), ("value", ""), ("better", ""), ("what it says", "")]
+            rows.append([Cell(heading, tone="group"), *[Cell("")] * (len(intervals) + 3)])
+        rows += [_score_row(data, key) for key in keys]
+    headers = [("score", ""), ("value", ""), *intervals, ("better", ""), ("what it says", "")]
     return (
         '<p class="guide">Compare numbers only between reports with the same convention and protocol (see below). '
         "The <b>noise floor</b> is the ECE that a perfectly calibrated network would show on as many pixels: "
         "differences of its size mean nothing. <b>n/a</b> means that there was nothing to measure; it is never "
-        f"counted as 0.</p>{table(headers, rows, kind='scores')}"
+        f"counted as 0.{_interval_guide(data)}</p>{table(headers, rows, kind='scores')}"
     )
 
 
@@ -75,12 +76,29 @@ def _subject(key: str) -> str:
     return SCORES[key].subject if key in SCORES else ""
 
 
-def _score_row(key: str, value: float) -> list[Cell]:
+def _interval_guide(data: ReportData) -> str:
+    if data.intervals is None:
+        return ""
+    return (
+        " An <b>interval</b> says how far a score moves when the images are drawn anew; it is n/a for scores that need "
+        "finer counts than are kept of each image, and knows nothing of another training seed."
+    )
+
+
+def _interval_meaning(data: ReportData) -> str:
+    if data.intervals is None:
+        return ""
+    drawn = f"{data.intervals.resamples} resamples of whole images, seed {data.intervals.seed}"
+    return f"Where the score would lie with other images of the same kind: {drawn}"
+
+
+def _score_row(data: ReportData, key: str) -> list[Cell]:
     known = SCORES.get(key)
     better = text(known.better) if known else ""
     return [
         Cell(text(score_label(key))),
-        _plain_cell(score_text(key, value)),
+        _plain_cell(score_text(key, data.scores[key])),
+        *(_plain_cell(shown) for shown in interval_cells(data, key)),
         Cell(better),
         Cell(text(known.meaning) if known else ""),
     ]

@@ -49,7 +49,7 @@ td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:9em}
 tbody tr:hover{background:var(--soft)}
 tfoot td{border-bottom:0;border-top:1px solid var(--grey);font-weight:600}
 .scores td:last-child,.scores th:last-child{text-align:left;white-space:normal;color:var(--muted)}
-.scores td:nth-child(3){color:var(--muted)}
+.scores td:nth-last-child(2){color:var(--muted)}
 .scores td.group{font-weight:600;padding-top:18px}
 .bar{min-width:130px;background:linear-gradient(var(--tint),var(--tint)) no-repeat
 10px center/calc((100% - 10px)*var(--length)) 66%}
@@ -70,7 +70,7 @@ box-shadow:inset 0 0 0 1px rgb(128 128 128/.45)}
 .role{display:inline-block;border-radius:4px;padding:0 8px;margin-right:10px;font-size:12.5px;
 font-style:normal;background:var(--tint)}
 .role.worst{background:var(--warm)}.role.median{background:var(--grid)}
-.tiles{display:grid;grid-template-columns:repeat(5,minmax(0,1fr));gap:8px}
+.tiles{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:8px}
 .tiles img{display:block;width:100%;height:auto;border-radius:4px;cursor:zoom-in}
 .tiles figcaption{color:var(--muted);font-size:12.5px;padding-top:3px}
 .tiles figure:focus{outline:0}

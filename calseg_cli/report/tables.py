@@ -36,17 +36,22 @@ def score_rows(data: ReportData, report: str = "full") -> Table:
         [
             score_label(key),
             score_text(key, data.scores[key]),
-            *_interval_cells(data, key),
+            *interval_cells(data, key),
             SCORES[key].better if key in SCORES else "",
         ]
         for key in ordered_scores(keys)
         if key in data.scores
     ]
-    shown = [f"{data.intervals.level * 100:.4g} % interval"] if data.intervals is not None else []
-    return ["score", "value", *shown, "better"], rows
+    return ["score", "value", *interval_headers(data), "better"], rows
 
 
-def _interval_cells(data: ReportData, key: str) -> list[str]:
+def interval_headers(data: ReportData) -> list[str]:
+    """The heading of the scores' intervals; nothing without them."""
+    return [f"{data.intervals.level * 100:.4g} % interval"] if data.intervals is not None else []
+
+
+def interval_cells(data: ReportData, key: str) -> list[str]:
+    """The interval of a score as text, n/a where it has none; nothing without intervals."""
     if data.intervals is None:
         return []
     return [interval_text(key, *data.intervals.scores.get(key, (math.nan, math.nan)))]

@@ -17,6 +17,7 @@ from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ConfigError
+from calseg_cli.metrics.bin_intervals import accuracy_intervals
 from calseg_cli.metrics.calibration import Convention
 from calseg_cli.metrics.fine_histogram import check_bins
 from calseg_cli.metrics.image_rows import COARSE_BINS
@@ -132,7 +133,8 @@ def _intervals(tally: Tally, options: EvaluateOptions, classes: list[int] | None
     value = measured_scores(tally.images, bins=options.bins, classes=classes).scores
     drawn = score_draws(tally.images, draws, bins=options.bins, classes=classes).scores
     found = {name: interval(float(number[0]), drawn[name], draws) for name, number in value.items()}
-    return Intervals(LEVEL, draws.resamples, seed, {name: (one.low, one.high) for name, one in found.items()})
+    ends = {name: (one.low, one.high) for name, one in found.items()}
+    return Intervals(LEVEL, draws.resamples, seed, ends, accuracy_intervals(tally.images, draws, bins=options.bins))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import numpy as np
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.engine.infer import Prediction
 from calseg_cli.metrics.calibration import reliability, sum_bins
+from calseg_cli.metrics.fine_histogram import CalibrationCounts
 from calseg_cli.metrics.scores import ImageScores, Scores
+from calseg_cli.metrics.selective import risk_coverage
 from calseg_cli.metrics.tally import Tally
 from calseg_cli.report.data import (
     ClassRow,
@@ -19,12 +21,14 @@ from calseg_cli.report.data import (
     Reliability,
     ReportData,
     Role,
+    Selection,
 )
 from calseg_cli.report.pictures import colorize
 from calseg_cli.stages.pictures import decide
 from calseg_cli.stages.roads import Road
 
 _HISTOGRAM_BINS = 50
+_COVERAGES = 400
 
 
 def report_data(
@@ -43,7 +47,7 @@ def report_data(
         convention=scores.convention,
         protocol=meta["protocol"],
         provenance=provenance,
-        reliability=_reliability(tally, bins),
+        reliability=_reliability(tally.by_predicted, bins),
         class_names=road.class_names,
         classes=_class_rows(road, scores),
         confusion=tally.confusion,
@@ -54,13 +58,41 @@ def report_data(
         ],
         confidence_histogram=_histogram(tally),
         regions=[RegionRow(**vars(row)) for row in scores.regions],
+        class_reliability=_class_reliability(tally, scores, bins),
+        selection=selection(tally.by_predicted),
         command=str(provenance["command"]),
     )
 
 
-def _reliability(tally: Tally, bins: int) -> Reliability:
-    curve = reliability(tally.by_predicted, bins)
+def _reliability(counts: CalibrationCounts, bins: int) -> Reliability:
+    curve = reliability(counts, bins)
     return Reliability(curve.lower, curve.upper, curve.count, curve.confidence, curve.accuracy)
+
+
+def _class_reliability(tally: Tally, scores: Scores, bins: int) -> list[Reliability]:
+    """The bins of each evaluated class, by predicted class."""
+    counts = tally.by_predicted
+    groups = ([array[index : index + 1] for array in counts.arrays()] for index in range(tally.num_classes))
+    return [
+        _reliability(CalibrationCounts(*group, edges=counts.edges), bins)
+        for row, group in zip(scores.classes, groups, strict=True)
+        if row.evaluated
+    ]
+
+
+def selection(counts: CalibrationCounts) -> Selection:
+    """The risk-coverage curve at 400 even steps of coverage, so that a page stays small; empty without a pixel.
+
+    Within a fine bin errors are spread evenly, as in `risk_at_coverage`, of which each point is a value.
+    """
+    curve = risk_coverage(counts)
+    if not curve.coverage.size:
+        return Selection(*(np.zeros(0) for _ in range(3)))
+    coverage = np.arange(1, _COVERAGES + 1) / _COVERAGES
+    ends = np.concatenate([[0.0], curve.coverage])
+    errors = np.interp(coverage, ends, np.concatenate([[0.0], curve.risk * curve.coverage]))
+    bins = np.minimum(np.searchsorted(curve.coverage, coverage - 1e-12), len(curve.threshold) - 1)
+    return Selection(coverage, errors / coverage, curve.threshold[bins])
 
 
 def _class_rows(road: Road, scores: Scores) -> list[ClassRow]:

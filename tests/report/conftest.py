@@ -15,6 +15,7 @@ from calseg_cli.report.data import (
     ImageExample,
     Reliability,
     ReportData,
+    Selection,
 )
 
 NAMES = ["road", "sidewalk", "building", "sky", "car", "pole", "sign", "bicyclist"]
@@ -48,6 +49,23 @@ def measure_bins(confidence: NDArray[Any], correct: NDArray[np.bool_], bins: int
             confidence=np.bincount(index, confidence, bins) / count,
             accuracy=np.bincount(index, correct, bins) / count,
         )
+
+
+def select(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> Selection:
+    """Risk against coverage of the pixels themselves, the surest first, at 400 steps of coverage or all pixels."""
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.cumsum(~correct[order])
+    steps = np.unique(np.ceil(np.linspace(0, order.size, 401)[1:]).astype(int)) if order.size else np.zeros(0, int)
+    kept = steps[steps > 0]
+    return Selection(kept / max(order.size, 1), wrong[kept - 1] / kept, confidence[order][kept - 1].astype(np.float64))
+
+
+def bins_by_class(whole: dict[str, NDArray[Any]], num_classes: int) -> list[Reliability]:
+    found = []
+    for index in range(num_classes):
+        mine = (whole["prediction"] == index) & (whole["label"] != 255)
+        found.append(measure_bins(whole["confidence"][mine], (whole["label"] == index)[mine], 15))
+    return found
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -155,6 +173,8 @@ def build_report(
         "examples": [make_example(rows[ranked[k]], scenes[ranked[k]], role, palette) for k, role in chosen],
         "images": rows,
         "confidence_histogram": make_histogram(confidence, correct),
+        "class_reliability": bins_by_class(whole, num_classes),
+        "selection": select(confidence, correct),
         "command": "calseg evaluate --html --domain target",
     }
     return ReportData(**(fields | changes))

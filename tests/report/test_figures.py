@@ -19,11 +19,19 @@ from PIL import Image
 from calseg_cli.report import drawing
 from calseg_cli.report.accuracy_figures import confusion_figure, images_figure, row_shares
 from calseg_cli.report.calibration_figures import confidence_figure, reliability_figure
-from calseg_cli.report.data import Compared, ConfidenceHistogram, Reliability, ReportData
+from calseg_cli.report.class_figure import class_figure, rank_classes
+from calseg_cli.report.data import Compared, ConfidenceHistogram, Intervals, Reliability, ReportData
+from calseg_cli.report.region_figure import boundary_figure
 from calseg_cli.report.run_figures import comparison_figure, training_curves
+from calseg_cli.report.selection_figure import selection_figure
 
 Draw = Callable[[ReportData], Figure]
+LIKELY = Intervals(0.9, 500, 0, {}, np.stack([np.linspace(0, 0.8, 15), np.linspace(0.1, 1, 15)], axis=1))
 DRAWN: dict[str, Draw] = {
+    "intervals": lambda data: reliability_figure(data.reliability, data.scores, data.convention, LIKELY),
+    "selection": lambda data: selection_figure(data.selection or pytest.fail("none"), data.scores),
+    "by class": lambda data: class_figure(rank_classes(data.class_names, data.class_reliability, 10**6)[0]),
+    "boundary": lambda data: boundary_figure({"pixels": (1, 9), "wrong pixels": (1, 0), "calibration error": (0, 2)}),
     "reliability": lambda data: reliability_figure(data.reliability, data.scores, data.convention),
     "confidence": lambda data: confidence_figure(data.confidence_histogram or pytest.fail("none")),
     "confusion": lambda data: confusion_figure(data.confusion, data.class_names),
@@ -169,7 +177,9 @@ def test_empty_bins_and_no_pixels_at_all() -> None:
     assert "n/a" in shown
     assert "nan" not in shown
     zeros = np.zeros(10, np.int64)
-    svg(confidence_figure(ConfidenceHistogram(edges[:-1], edges[1:], zeros, zeros)))
+    empty = words(confidence_figure(ConfidenceHistogram(edges[:-1], edges[1:], zeros, zeros)))
+    assert empty.count("no labelled pixels") == 2
+    assert "%" not in empty
 
 
 def test_all_pixels_in_one_bin() -> None:

@@ -64,7 +64,7 @@ def test_every_section_is_there_and_linked(page: Page) -> None:
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     expected = {"comparison", "calibration", "scores", "classes", "confusion", "images", "examples", "training"}
-    assert expected | {"protocol"} <= set(links)
+    assert expected | {"protocol", "selection", "class-calibration"} <= set(links)
     assert set(links) <= set(ids)
 
 

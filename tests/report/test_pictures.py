@@ -105,3 +105,40 @@ def test_scaling_labels_makes_no_new_colours() -> None:
     scaled = pictures.scale_to(picture, 17, smooth=False)
     assert scaled.shape == (12, 17, 3)
     assert set(np.unique(scaled)) <= {0, 90, 255}
+
+
+def test_confidence_error_is_confidence_minus_outcome() -> None:
+    rng = np.random.default_rng(0)
+    wrong, ignored = rng.random((2, 9, 11)) < 0.3
+    confidence = rng.random((9, 11)).astype(np.float32)
+    confidence[0, 0] = np.nan
+    found = pictures.confidence_error(wrong, confidence, ignored)
+    for row, column in np.ndindex(9, 11):
+        outcome = 0.0 if wrong[row, column] else 1.0
+        expected = np.nan if ignored[row, column] else confidence[row, column] - outcome
+        assert found[row, column] == pytest.approx(expected, nan_ok=True)
+
+
+def test_shrinking_takes_the_mean_of_what_is_known() -> None:
+    values = np.array([[0.5, -0.5, 0.8, np.nan], [0.1, 0.3, np.nan, np.nan]], np.float32)
+    np.testing.assert_allclose(pictures.shrink(values, 2), [[0.1, np.nan]], atol=1e-6)
+    values[1, 3] = -0.4
+    np.testing.assert_allclose(pictures.shrink(values, 2), [[0.1, 0.2]], atol=1e-6)
+    np.testing.assert_allclose(pictures.shrink(values, 4), values, atol=1e-6)
+    assert np.isnan(pictures.shrink(np.full((3, 7), np.nan, np.float32), 2)).all()
+
+
+def test_confidence_error_map_has_two_sides_and_a_fixed_scale() -> None:
+    drawn = pictures.confidence_error_map(np.array([[-1.0, -0.5, 0.0, 0.5, 1.0, np.nan]]))[0].tolist()
+    assert drawn[0] == list(pictures.TOO_UNSURE)
+    assert drawn[2] == list(pictures.HONEST)
+    assert drawn[4] == list(pictures.TOO_SURE)
+    assert drawn[5] == list(pictures.UNLABELLED)
+    red, green, blue = drawn[3]
+    assert red > max(green, blue)
+    assert drawn[1][0] < min(drawn[1][1:])
+    assert pictures.confidence_error_map(np.array([[0.5]])).tolist() == [[drawn[3]]]
+    steps = pictures.confidence_error_map(np.linspace(-1, 1, 101)[None])[0].astype(int)
+    away = np.abs(steps - np.array(pictures.HONEST)).sum(axis=1)
+    assert (np.diff(away[:51]) <= 0).all()
+    assert (np.diff(away[50:]) >= 0).all()
