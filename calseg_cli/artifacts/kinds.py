@@ -66,6 +66,7 @@ KINDS = {
             "sums of softmax vectors (C,C) by predicted class and their weights (C,)",
             arrays=frozenset({"sums", "weights"}),
         ),
+        Kind("calibrator", 1, "the parameters of a correction of logits"),
         Kind(
             "logit_statistics",
             1,

@@ -139,12 +139,14 @@ def _plain(native: Tensor, labels: Tensor, grid: Grid, ignore: int, edges: Edges
     correct, correct_sums = binned_sums(pixels.confidence[right], bins[right], pixels.labels[right], classes)
     wrong = ~right
     wrong_confidence, wrong_bins = pixels.confidence[wrong], bins[wrong]
-    by_class = []
-    for side in (pixels.predictions, pixels.labels):
+
+    def by_class(side: Tensor) -> CalibrationCounts:
         count, sums = binned_sums(wrong_confidence, wrong_bins, side[wrong], classes)
-        by_class.append(CalibrationCounts(count + correct, correct.copy(), sums + correct_sums, edges=edges))
+        return CalibrationCounts(count + correct, correct.copy(), sums + correct_sums, edges=edges)
+
     return ImageCounts(
-        *by_class,
+        by_predicted=by_class(pixels.predictions),
+        by_true=by_class(pixels.labels),
         confusion=confusion_of_valid(pixels.labels, pixels.predictions, classes),
         ignored=pixels.ignored,
         invalid=pixels.invalid,

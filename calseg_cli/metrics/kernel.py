@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -40,7 +40,9 @@ _VOID = np.int32(-(2**31))  # no label of the types that come in
 _GROUP = arithmetic.GROUP
 _F0, _F1 = np.float32(0), np.float32(1)
 
-_F32, _I32, _I64 = NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]
+_F32 = NDArray[np.float32]
+_I32 = NDArray[np.int32]
+_I64 = NDArray[np.int64]
 _Sums = tuple[_F32, _F32, _F32, _F32, _F32, _F32]
 _Taps = tuple[_I32, _I32, _F32, _F32]
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
@@ -48,11 +50,11 @@ Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 def _compiled(function: Compiled) -> Compiled:
     """Compile without the lock of Python, and keep the machine code where a folder for it can be written."""
-    options = {"nogil": True, "error_model": "numpy"}  # no fastmath: it would join and reorder operations
+    # No fastmath: it would join and reorder operations.
     try:
-        return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        return cast(Compiled, njit(cache=True, nogil=True, error_model="numpy")(function))
     except RuntimeError:  # numba found no folder for its cache
-        return njit(**options)(function)  # type: ignore[no-any-return]
+        return cast(Compiled, njit(nogil=True, error_model="numpy")(function))
 
 
 @dataclass(frozen=True, eq=False)
