@@ -58,3 +58,10 @@ Checkpoint = Annotated[
 Domain = Annotated[str | None, typer.Option("--domain", help="source or target.", rich_help_panel=INPUT)]
 Split = Annotated[str | None, typer.Option("--split", help="train, val or test.", rich_help_panel=INPUT)]
 MaxItems = Annotated[int | None, typer.Option("--max-items", help="Only the first N images.", rich_help_panel=INPUT)]
+Prototypes = Annotated[
+    Path | None,
+    typer.Option(help="Label by the nearest of these prototypes (calibrate-prototypes).", rich_help_panel=INPUT),
+]
+Calibrator = Annotated[
+    Path | None, typer.Option(help="Correct logits by this calibrator (calibrate).", rich_help_panel=INPUT)
+]

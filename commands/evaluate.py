@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from calseg_cli.commands._options import Checkpoint, Device, Domain, MaxItems, Name, Out, Split, Workers
+from calseg_cli.commands._options import (
+    Calibrator,
+    Checkpoint,
+    Device,
+    Domain,
+    MaxItems,
+    Name,
+    Out,
+    Prototypes,
+    Split,
+    Workers,
+)
 from calseg_cli.commands._session import Session
 from calseg_cli.errors import ThresholdError
 
@@ -19,6 +30,8 @@ def evaluate(
     logits: Annotated[
         Path | None, typer.Option(help="Measure a logits artifact in place of a network.", rich_help_panel="Input")
     ] = None,
+    prototypes: Prototypes = None,
+    calibrator: Calibrator = None,
     domain: Domain = None,
     split: Split = None,
     max_items: MaxItems = None,
@@ -94,9 +107,11 @@ def evaluate(
         }
     )
     from calseg_cli.commands._report import show_evaluation
+    from calseg_cli.stages.corrections import load_corrections
     from calseg_cli.stages.evaluate import evaluate as stage
 
-    done = stage(resolved, checkpoint=checkpoint, logits=logits, out=out, progress=session.progress)
+    corrections = load_corrections(prototypes, calibrator)
+    done = stage(resolved, corrections, checkpoint=checkpoint, logits=logits, out=out, progress=session.progress)
     show_evaluation(session, done, resolved.config.evaluate.report, csv=csv)
     if done.failed:
         raise ThresholdError("; ".join(done.failed))

@@ -8,6 +8,7 @@ import typer
 
 from calseg_cli.commands._options import (
     RUNTIME,
+    Calibrator,
     Checkpoint,
     Device,
     Domain,
@@ -16,6 +17,7 @@ from calseg_cli.commands._options import (
     MaxItems,
     Name,
     Out,
+    Prototypes,
     Resume,
     Split,
     Workers,
@@ -43,6 +45,8 @@ def predict(
     scales: Annotated[str | None, typer.Option(help="Average over scales, such as 0.75,1,1.25.")] = None,
     logits_dtype: Annotated[str | None, typer.Option(help="float16 or float32.")] = None,
     compression: Annotated[str | None, typer.Option(help="gzip, none, zstd or bitshuffle.")] = None,
+    prototypes: Prototypes = None,
+    calibrator: Calibrator = None,
     name: Name = None,
     device: Device = None,
     workers: Workers = None,
@@ -78,14 +82,17 @@ def predict(
             "workers": workers,
         }
     )
+    from calseg_cli.stages.corrections import load_corrections
     from calseg_cli.stages.predict import plan_prediction
     from calseg_cli.stages.predict import predict as stage
 
+    corrections = load_corrections(prototypes, calibrator)
     if dry_run:
-        _show_plan(session, plan_prediction(resolved, checkpoint=checkpoint, images=images, out=out))
+        _show_plan(session, plan_prediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out))
         return
     done = stage(
         resolved,
+        corrections,
         checkpoint=checkpoint,
         images=images,
         out=out,

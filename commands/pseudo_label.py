@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from calseg_cli.commands._options import Force, Name, Out, Resume
+from calseg_cli.commands._options import Calibrator, Force, Name, Out, Prototypes, Resume
 from calseg_cli.commands._session import Session
 
 PANEL = "What is believed"
@@ -19,6 +19,8 @@ def pseudo_label(
         Path | None,
         typer.Option(help="A logits artifact; without it, the run's newest of the target.", rich_help_panel="Input"),
     ] = None,
+    prototypes: Prototypes = None,
+    calibrator: Calibrator = None,
     threshold: Annotated[
         str | None, typer.Option(help="none, global or class-balanced.", rich_help_panel=PANEL)
     ] = None,
@@ -60,9 +62,11 @@ def pseudo_label(
         }
     )
     from calseg_cli.commands._terminal import show_table
+    from calseg_cli.stages.corrections import load_corrections
     from calseg_cli.stages.pseudo_label import pseudo_label as stage
 
-    done = stage(resolved, logits=logits, out=out, resume=resume, force=force, progress=session.progress)
+    corrections = load_corrections(prototypes, calibrator)
+    done = stage(resolved, corrections, logits=logits, out=out, resume=resume, force=force, progress=session.progress)
     session.result(done.document(), lambda console: show_table(console, *done.table()))
     session.progress.note(f"labels: {done.artifact}")
     if done.pictures is not None:

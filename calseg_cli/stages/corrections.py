@@ -47,19 +47,15 @@ class Loaded:
         return f"-{name}{'-oracle' if self.correction.oracle and 'oracle' not in name else ''}"
 
 
-def load_corrections(
-    prototypes: Path | None, calibrator: Path | None, class_names: Sequence[str] | None = None
-) -> list[Loaded]:
+def load_corrections(prototypes: Path | None, calibrator: Path | None) -> list[Loaded]:
     """The corrections of two files, in the order in which they act: prototypes, then the calibrator."""
     wanted = (("prototypes", prototypes), ("calibrator", calibrator))
-    return [load_correction(path, kind, class_names) for kind, path in wanted if path is not None]
+    return [load_correction(path, kind) for kind, path in wanted if path is not None]
 
 
-def load_correction(path: Path, kind: str, class_names: Sequence[str] | None = None) -> Loaded:
-    """The correction of an artifact. Raises ArtifactError for another kind, other classes, or what is none."""
+def load_correction(path: Path, kind: str) -> Loaded:
+    """The correction of an artifact. Raises ArtifactError for another kind, or what is none."""
     with open_artifact(path, kind) as artifact:
-        if class_names is not None:
-            check_classes(artifact, class_names)
         facts = artifact.meta.get("protocol", {}).get(FACTS)
         if not isinstance(facts, dict) or "method" not in facts:
             raise ArtifactError(f"{path} does not say by which method it was made", "make it again")
@@ -131,12 +127,6 @@ class CorrectedRoad:
         self.files = {**road.files, **{one.role: one.path for one in corrections}}
         self._pictures = _Pictures(road.dataset, corrections)
 
-    @property
-    def stride(self) -> int:
-        """Pixels of the image between two logits, of a network's road."""
-        stride: int = self._road.stride  # type: ignore[attr-defined]
-        return stride
-
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
         """The road's predictions, corrected."""
         for prediction in self._road.stream(indices):
@@ -145,8 +135,16 @@ class CorrectedRoad:
 
 
 def corrected(road: Road, corrections: Sequence[Loaded]) -> Road:
-    """The road itself where there is nothing to correct."""
+    """The road, corrected; itself where there is nothing to correct. Raises ArtifactError for other classes."""
+    for one in corrections:
+        check_fit(one, road.class_names)
     return CorrectedRoad(road, corrections) if corrections else road
+
+
+def check_fit(one: Loaded, class_names: Sequence[str]) -> None:
+    """Raise ArtifactError where a correction is for other classes than these."""
+    with open_artifact(one.path, one.correction.kind) as artifact:
+        check_classes(artifact, class_names)
 
 
 def told(corrections: Sequence[Loaded]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from calseg_cli.report.page import write_page
 from calseg_cli.report.tables import class_rows, region_rows, score_rows, to_csv, to_document, to_json
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.comparison import earlier_results
+from calseg_cli.stages.corrections import Loaded, corrected
 from calseg_cli.stages.domains import evaluation_subset, open_domain
 from calseg_cli.stages.measuring import extra_counts, measure
 from calseg_cli.stages.networks import load_network
@@ -71,6 +72,7 @@ class Evaluated:
 
 def evaluate(
     resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
     *,
     checkpoint: str | None,
     logits: Path | None,
@@ -92,7 +94,7 @@ def evaluate(
             _from_artifact(resolved, logits, progress)
             if logits is not None
             else _from_network(resolved, run, checkpoint)
-        )
+        ).corrected(corrections)
         road = measured.road
         subset = evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
         progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
@@ -147,6 +149,11 @@ class _Measured:
     split: str
     device: str
     training: list[dict[str, Any]]
+
+    def corrected(self, corrections: Sequence[Loaded]) -> "_Measured":
+        """The same by a corrected road, under a name that says so."""
+        suffix = "".join(one.suffix for one in corrections)
+        return replace(self, road=corrected(self.road, corrections), name=self.name + suffix)
 
 
 def _from_network(resolved: Resolved, run: RunFolder, checkpoint: str | None) -> _Measured:

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
 from calseg_cli.stages.chain import recipe
+from calseg_cli.stages.corrections import Loaded, corrected
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pictures import draw_predictions
@@ -60,7 +61,15 @@ class Plan:
 class PreparedPrediction:
     """A prepared run of the stage: everything is opened and checked, nothing is written yet."""
 
-    def __init__(self, resolved: Resolved, *, checkpoint: str | None, images: Path | None, out: Path | None) -> None:
+    def __init__(
+        self,
+        resolved: Resolved,
+        corrections: Sequence[Loaded] = (),
+        *,
+        checkpoint: str | None,
+        images: Path | None,
+        out: Path | None,
+    ) -> None:
         config = resolved.config
         self.resolved, self.options = resolved, config.predict
         run = run_folder(resolved)
@@ -69,10 +78,13 @@ class PreparedPrediction:
         seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
         loaded = load_network(path, self.device, resolved)
         self.dataset, self.origin = _dataset(resolved, loaded, images)
-        self.road = NetworkRoad(loaded, self.dataset, self.options, device=self.device, workers=config.workers)
+        road = NetworkRoad(loaded, self.dataset, self.options, device=self.device, workers=config.workers)
+        self.stride = road.stride
+        self.road = corrected(road, corrections)
         self.place = "-".join(self.origin.values())
         self.checkpoint = path
-        self.target = out or run.predict / f"{short_name(path, run)}-{self.place}.h5"
+        suffix = "".join(one.suffix for one in corrections)
+        self.target = out or run.predict / f"{short_name(path, run)}-{self.place}{suffix}.h5"
         self.ids = [item.id for item in self.dataset.items]
 
     def plan(self) -> Plan:
@@ -91,8 +103,7 @@ class PreparedPrediction:
     def raw_bytes(self) -> int:
         """The logits' size before packing, from the first image's size where the images keep their own."""
         height, width = self.dataset.size or _image_size(self.dataset.items[0].image)
-        stride = self.road.stride
-        grid = -(-height // stride) * -(-width // stride)
+        grid = -(-height // self.stride) * -(-width // self.stride)
         return len(self.dataset) * len(self.road.class_names) * grid * _BYTES[self.options.logits_dtype]
 
     def meta(self) -> dict[str, Any]:
@@ -121,13 +132,21 @@ class PreparedPrediction:
         }
 
 
-def plan_prediction(resolved: Resolved, *, checkpoint: str | None, images: Path | None, out: Path | None) -> Plan:
+def plan_prediction(
+    resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
+    *,
+    checkpoint: str | None,
+    images: Path | None,
+    out: Path | None,
+) -> Plan:
     """What `predict` would do; opens everything, writes nothing."""
-    return PreparedPrediction(resolved, checkpoint=checkpoint, images=images, out=out).plan()
+    return PreparedPrediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out).plan()
 
 
 def predict(
     resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
     *,
     checkpoint: str | None,
     images: Path | None,
@@ -137,9 +156,12 @@ def predict(
     force: bool,
     progress: Progress,
 ) -> Predicted:
-    """Write the logits of a split (or of any folder of images) as an artifact. No label is opened."""
+    """Write the logits of a split (or of any folder of images), corrected on request, as an artifact.
+
+    No label is opened.
+    """
     ranks = find_shard(shard)
-    work = PreparedPrediction(resolved, checkpoint=checkpoint, images=images, out=out)
+    work = PreparedPrediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out)
     with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if ranks is None:
             artifact = _write_one(work, resume=resume, force=force, progress=progress, stop=stop)

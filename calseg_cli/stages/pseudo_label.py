@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -28,6 +28,7 @@ from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods.pseudo_labels import GRID, VoteHistogram, Votes, believed_labels, class_pixels, votes
 from calseg_cli.report.wording import number, percent
 from calseg_cli.stages.chain import check_configured_classes, recipe
+from calseg_cli.stages.corrections import Loaded, check_fit, correct, told
 from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.pseudo_pictures import draw_pseudo_labels
 from calseg_cli.stages.run_folder import RunFolder, run_folder
@@ -107,9 +108,19 @@ class PseudoLabelled:
 
 
 def pseudo_label(
-    resolved: Resolved, *, logits: Path | None, out: Path | None, resume: bool, force: bool, progress: Progress
+    resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
+    *,
+    logits: Path | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    progress: Progress,
 ) -> PseudoLabelled:
-    """Write pseudo-labels of every image of a logits artifact, the run's newest without one. No label is opened."""
+    """Write pseudo-labels of every image of a logits artifact, the run's newest without one. No label is opened.
+
+    Corrections act on the logits first. Raises ConfigError for one that looks at the image.
+    """
     config, options = resolved.config, resolved.config.pseudo_label
     _check_options(resolved)
     run = run_folder(resolved)
@@ -117,16 +128,17 @@ def pseudo_label(
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY), open_artifact(source, "logits") as parent:
         _check_classes(parent, resolved)
+        _check_corrections(corrections, parent)
         if (stale := stale_note(parent)) is not None:
             progress.note(stale)
-        target = out or run.predict / f"{_stem(source)}-pseudo.h5"
+        target = out or run.predict / f"{_stem(source)}{''.join(one.suffix for one in corrections)}-pseudo.h5"
         if target.absolute() == source.absolute():
             raise ArtifactError(f"{target} holds the logits themselves", "give the labels another name with --out")
         progress.note(f"logits {source}, {len(parent)} images")
         writer = ArtifactWriter(
             target,
             "pseudo_labels",
-            meta=_meta(resolved, parent, target),
+            meta=_meta(resolved, parent, corrections, target),
             ids=parent.ids,
             force=force,
             resume=resume,
@@ -136,7 +148,7 @@ def pseudo_label(
             if writer.finished:
                 progress.note(f"{target} is finished already and up to date")
             else:
-                _Work(parent, writer, options, progress, stop).write()
+                _Work(parent, corrections, writer, options, progress, stop).write()
         with open_artifact(target, "pseudo_labels") as written:
             pictures = None
             if options.png:
@@ -148,9 +160,15 @@ class _Work:
     """One run of the stage: thresholds are measured where they are not given, then every image is written."""
 
     def __init__(
-        self, parent: Artifact, writer: ArtifactWriter, options: PseudoLabel, progress: Progress, stop: StopRequest
+        self,
+        parent: Artifact,
+        corrections: Sequence[Loaded],
+        writer: ArtifactWriter,
+        options: PseudoLabel,
+        progress: Progress,
+        stop: StopRequest,
     ) -> None:
-        self._parent, self._writer, self._options = parent, writer, options
+        self._parent, self._corrections, self._writer, self._options = parent, corrections, writer, options
         self._progress, self._stop = progress, stop
         self._classes = len(parent.class_names)
 
@@ -207,7 +225,7 @@ class _Work:
         for place, name in enumerate(names, start=done + 1):
             if self._stop:
                 raise self._stop.error(f"stopped while {title} (image {place} of {total})", GO_ON)
-            logits = torch.from_numpy(self._parent.item(name, "logits"))
+            logits = correct(torch.from_numpy(self._parent.item(name, "logits")), self._corrections, name)
             native, grid = label_grid(logits, self._parent.geometry(name))
             yield name, votes(native, grid=grid)
             self._progress.advance()
@@ -265,27 +283,38 @@ def _check_classes(parent: Artifact, resolved: Resolved) -> None:
         )
 
 
+def _check_corrections(corrections: Sequence[Loaded], parent: Artifact) -> None:
+    for one in corrections:
+        check_fit(one, parent.class_names)
+        if one.correction.needs_image:
+            raise ConfigError(
+                f"{one.path} looks at the images, which pseudo-label does not open",
+                "calseg predict --calibrator writes corrected logits; give those to pseudo-label",
+            )
+
+
 def _used(options: PseudoLabel) -> dict[str, Any]:
     """The options that decide the content."""
     chosen = {name: getattr(options, name) for name in _USES[options.threshold]}
     return {"threshold": options.threshold, **chosen, "keep_confidence": options.keep_confidence}
 
 
-def _meta(resolved: Resolved, parent: Artifact, target: Path) -> dict[str, Any]:
+def _meta(resolved: Resolved, parent: Artifact, corrections: Sequence[Loaded], target: Path) -> dict[str, Any]:
     config = resolved.config
     options = _used(config.pseudo_label)
-    parents = {"logits": parent.digest}
+    parents = {"logits": parent.digest, **{one.role: one.digest for one in corrections}}
+    files = {"logits": parent.path, **{one.role: one.path for one in corrections}}
     done = {"believed_where": _RULE, **options, "grid": GRID, "keep_confidence": _STORED[options["keep_confidence"]]}
     return {
         "classes": parent.meta["classes"],
-        "protocol": {**parent.meta["protocol"], "pseudo_labels": done},
+        "protocol": {**parent.meta["protocol"], **told(corrections), "pseudo_labels": done},
         "recipe": recipe("pseudo-label", parents, parent.ids, options),
         "provenance": provenance(
             sys.argv,
             seed=config.seed,
             config_digest=resolved.digest,
             parents=parents,
-            files={"logits": beside(parent.path, target.parent)},
+            files={role: beside(path, target.parent) for role, path in files.items()},
             device="cpu",
         ),
         "config": resolved.to_dict(),
