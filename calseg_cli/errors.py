@@ -15,7 +15,7 @@ Interruptions keep the shell's own numbers: 130 (SIGINT, Ctrl-C) and 143 (SIGTER
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
 
@@ -90,6 +90,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise DiskFullError(
                 f"no space left on the disk while writing {path}",
                 "free some space and run the command again, with --resume where it has one; nothing older was lost",
+            ) from error
+        if error.errno == EFBIG:
+            raise DiskFullError(
+                f"{path} would be larger than a file may be here (ulimit -f)",
+                "raise the limit and run the command again, with --resume where it has one; nothing older was lost",
             ) from error
         if error.errno is None:
             raise

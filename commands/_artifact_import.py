@@ -125,7 +125,9 @@ def import_(
     options = ImportOptions(kind, key, axes, values, dtype, classes, ids, domain, split, place)
     done = import_artifact(resolved, source, out, options, resume=resume, force=force, progress=session.progress)
     session.path(vars(done), out)
-    step = "evaluate --logits" if done.kind == "logits" and done.domain else "inspect"
+    # A split to train on mostly has no labels to measure against.
+    step = "pseudo-label" if done.domain and split == "train" else "evaluate"
+    step = f"{step} --logits" if done.kind == "logits" and done.domain else "inspect"
     session.next(f"calseg {step} {shlex.quote(str(out))}")
 
 

@@ -75,8 +75,14 @@ def _show_verified(console: "Console", documents: list[dict[str, Any]]) -> None:
             console.print(f"... and {len(document['problems']) - _SHOWN} more (--json lists all)")
 
 
-def diff(session: Session, first: File, second: File) -> None:
-    """Compare two artifacts by content, not by bytes; exits with 7 when they differ.
+def diff(
+    session: Session,
+    first: File,
+    second: File,
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Take the digests as they are written.")] = False,
+) -> None:
+    """Compare two artifacts by content, not by bytes; exits with 7 when they differ, with 3 when one is damaged.
 
     Example: calseg artifact diff a.h5 b.h5
     """
@@ -84,7 +90,7 @@ def diff(session: Session, first: File, second: File) -> None:
     from calseg_cli.artifacts.reader import open_artifact
 
     with open_artifact(first) as one, open_artifact(second) as other:
-        found = compared(one, other)
+        found = compared(one, other, quick=quick)
         same_digest = one.digest == other.digest
     document = {
         **vars(found),

@@ -1,7 +1,8 @@
 """Owns the space that an artifact needs: asked for before the start, and before each item."""
 
+import importlib
 import shutil
-from errno import ENOSPC
+from errno import EFBIG, ENOSPC
 from os import strerror
 from pathlib import Path
 
@@ -18,19 +19,35 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def need_space(folder: Path, size: int) -> None:
-    """Raise the OSError of a full disk before HDF5 meets one: it would take the process with it."""
-    if free_bytes(folder) < size + _SPARE:
+def need_space(partial: Path, size: int) -> None:
+    """Raise the OSError of a full disk, or of a limit on files (`ulimit -f`), before HDF5 meets it with `partial`.
+
+    HDF5 cannot even close a file then, and takes the process with it.
+    """
+    if free_bytes(partial.parent) < size + _SPARE:
         raise OSError(ENOSPC, strerror(ENOSPC))
+    written = partial.stat().st_size if partial.exists() else 0
+    if written + size + _SPARE > file_limit():
+        raise OSError(EFBIG, strerror(EFBIG))
+
+
+def file_limit() -> float:
+    """The largest file in bytes that this process may write; infinite where the system knows no such limit."""
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return float("inf")
+    limit = int(resource.getrlimit(resource.RLIMIT_FSIZE)[0])
+    return float("inf") if limit == resource.RLIM_INFINITY else limit
 
 
 def check_estimate(path: Path, size: int, *, packed: bool) -> None:
     """Refuse work whose result cannot fit: `size` raw bytes for the file `path`. Raises DiskFullError."""
-    least, free = int(size * (_PACKED if packed else 1.0)), free_bytes(path.parent)
-    if least + _SPARE > free:
+    least, free = int(size * (_PACKED if packed else 1.0)) + _SPARE, free_bytes(path.parent)
+    if least > free:
         raise DiskFullError(
-            f"{path} would need {'at least ' if packed else ''}{human(least)}, and {human(free)} are free",
-            "free some space, give --out on another disk, or --max-items for a part",
+            f"{path} would need at least {human(least)}, and {human(free)} are free",
+            "free some space, or give --out on another disk",
         )
 
 

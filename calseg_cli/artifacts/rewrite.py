@@ -23,6 +23,7 @@ Told = Callable[[], None]
 def merge(sources: Sequence[Artifact], path: Path, *, force: bool, told: Told) -> str:
     """Write the images of several artifacts into one file by copying their chunks as they are; its content digest.
 
+    Each image is read and proved first: a seal on the result must not stand for damage that was in a source.
     Shards of one recipe keep their places, so that the result equals the unsharded file. Artifacts of different
     recipes, such as two splits, follow each other in the order given; kind, class list and protocol must agree, but
     for what says where the images are from. Raises ArtifactError for the same image twice or arrays of the whole.
@@ -34,7 +35,7 @@ def merge(sources: Sequence[Artifact], path: Path, *, force: bool, told: Told) -
     partial = path.with_name(path.name + PARTIAL)
     with sole_holder(path), disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        need_space(path.parent, sum(file.stat().st_size for source in sources for file in source.files))
+        need_space(partial, sum(file.stat().st_size for source in sources for file in source.files))
         try:
             digest = _copy(sources, partial, tables, places, told)
         except BaseException:
@@ -62,7 +63,7 @@ def _copy(
                     place = places[name]
                     facts[place] = part.item_facts(name)  # which checks the way there
                     for key in part.keys(name):
-                        part.check(name, key)
+                        part.item(name, key)
                     origin.copy(f"items/{part.positions[name]:06d}", items, name=f"{place:06d}")
                     told()
         write_index(file, facts)

@@ -23,7 +23,7 @@ class ShardedArtifact(Artifact):
     def __init__(self, path: Path) -> None:
         self.path = path
         manifest = read_manifest(path)
-        self.shards = [FileArtifact(path.with_name(entry["file"])) for entry in manifest["shards"]]
+        self.shards = [open_shard(path, entry["file"]) for entry in manifest["shards"]]
         for shard, entry in zip(self.shards, manifest["shards"], strict=True):
             if shard.digest != entry["content_digest"]:
                 raise ArtifactError(
@@ -89,6 +89,17 @@ class ShardedArtifact(Artifact):
         """What `calseg inspect` shows."""
         shards = [{"file": shard.path.name, "items": len(shard), "digest": shard.digest} for shard in self.shards]
         return {**super().facts(), "shards": shards}
+
+
+def open_shard(manifest: Path, name: str) -> FileArtifact:
+    """A shard that a manifest lists. Raises ArtifactError that says so where it is not there."""
+    path = manifest.with_name(name)
+    if not path.exists():
+        raise ArtifactError(
+            f"{manifest} lists the shard {name}, which is not there",
+            "bring it back beside the manifest, or run its --shard again with --resume",
+        )
+    return FileArtifact(path)
 
 
 def check_alike(artifacts: Sequence[Artifact]) -> None:

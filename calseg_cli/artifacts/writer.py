@@ -154,7 +154,7 @@ class ArtifactWriter:
             raise ValueError(f"an array of {array.dtype} could not be read again")
         self._drain()
         with disk_errors(self.path), _hdf5_errors(self.path):
-            need_space(self.path.parent, array.nbytes)
+            need_space(self.partial, array.nbytes)
             group = self._open_file().require_group("arrays")
             stored = text_array(array.ravel().tolist()).reshape(array.shape) if array.dtype.kind in "UO" else array
             group.create_dataset(name, data=stored, **array_options(stored, self._compression))
@@ -173,11 +173,11 @@ class ArtifactWriter:
             self._check_finished()
             return
         with disk_errors(self.path), _hdf5_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.partial.exists():
                 self._reopen()
             if self._file is None:
                 check_estimate(self.path, self._estimate, packed=self._compression != "none")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._create()
 
     def _check_finished(self) -> None:
@@ -265,14 +265,14 @@ class ArtifactWriter:
         self._handed = set(self._facts)
 
     def _create(self) -> None:
-        need_space(self.path.parent, 0)
+        need_space(self.partial, 0)
         self._file = create_file(self.partial, self._kind, self._meta, len(self._places))
 
     def _write_item(self, job: _Job) -> None:
         check_item(self._kind, job.facts["id"], job.arrays)
         self._check_classes(job)
         with disk_errors(self.path), _hdf5_errors(self.path):
-            need_space(self.path.parent, sum(array.nbytes for array in job.arrays.values()))
+            need_space(self.partial, sum(array.nbytes for array in job.arrays.values()))
             file = self._open_file()
             group = file.create_group(f"items/{job.position:06d}")
             facts = {**job.facts, "arrays": {key: array_digest(job.arrays[key]) for key in sorted(job.arrays)}}
@@ -297,7 +297,7 @@ class ArtifactWriter:
             raise ValueError(f"{self.path.name}: {len(self._facts)} of {len(self._places)} items were written")
         with disk_errors(self.path), _hdf5_errors(self.path):
             file = self._open_file()
-            need_space(self.path.parent, 1000 * len(self._facts))
+            need_space(self.partial, 1000 * len(self._facts))
             write_index(file, self._facts)
             self.digest = content_digest(
                 self._kind.name, self._meta, [(n, f["digest"]) for n, f in self._facts.items()], self._arrays

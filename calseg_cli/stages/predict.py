@@ -178,7 +178,7 @@ def predict(
             found = _write_shard(work, shards, resume=resume, force=force, progress=progress, stop=stop)
             if found is None:
                 progress.note("this shard is whole; the manifest follows when the others are")
-                return Predicted(shards.manifest, None, len(work.dataset), None)
+                return Predicted(shards.newest, None, len(work.dataset), None)
             artifact = found
         with artifact:
             pictures = _draw(work, artifact, progress, stop) if work.options.png else None

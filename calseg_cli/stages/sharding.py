@@ -127,6 +127,12 @@ class ShardedWork:
                     shard.close()
         return open_artifact(self.manifest, self._kind)
 
+    @property
+    def newest(self) -> Path:
+        """The last file of this rank that is whole; the manifest where other shards hold all of its images."""
+        mine = [path for path in self._found("*.h5") if f".rank{self._shard.rank:02d}-of-" in path.name]
+        return mine[-1] if mine else self.manifest
+
     def _path(self, *, force: bool) -> Path:
         stem = f"{self._target.stem}.{self._tag}.rank{self._shard.rank:02d}-of-{self._shard.ranks:02d}"
         path, number = self._target.with_name(f"{stem}.h5"), 1

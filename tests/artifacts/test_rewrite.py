@@ -103,17 +103,42 @@ def test_what_does_not_fit_is_not_merged(tmp_path, tables, names, says):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "b.h5"]
 
 
+def flip(path: Path, name: str) -> None:
+    """Damage one bit of an image's values, which are not packed."""
+    content = bytearray(path.read_bytes())
+    content[bytes(content).find(logits_of(name).tobytes()[:8])] ^= 1
+    path.write_bytes(content)
+
+
 def test_merging_copies_chunks_as_they_are(tmp_path):
-    """Damage inside a chunk is not hidden by a new checksum: verify finds it in the merged file too."""
+    """Of a packing that this calseg would not choose; packed again it would be another."""
     write(tmp_path / "a.h5", compression="none")
-    content = bytearray((tmp_path / "a.h5").read_bytes())
-    start = bytes(content).find(logits_of(IDS[2]).tobytes()[:8])
-    content[start] ^= 1
-    (tmp_path / "a.h5").write_bytes(content)
-    with open_artifact(tmp_path / "a.h5") as damaged:
+    with open_artifact(tmp_path / "a.h5") as source:
+        merge([source], tmp_path / "m.h5", force=False, told=nothing)
+        with open_artifact(tmp_path / "m.h5") as merged:
+            assert {merged.form(name, "logits") for name in IDS} == {source.form(name, "logits") for name in IDS}
+            assert [wrong for _, wrong in verify(merged) if wrong] == []
+
+
+def test_damage_is_not_merged(tmp_path):
+    """A new seal would stand for it, and whoever then deletes the sources has lost the image."""
+    write(tmp_path / "a.h5", compression="none")
+    flip(tmp_path / "a.h5", IDS[2])
+    with open_artifact(tmp_path / "a.h5") as damaged, pytest.raises(ArtifactError, match="damaged"):
         merge([damaged], tmp_path / "m.h5", force=False, told=nothing)
-    with open_artifact(tmp_path / "m.h5") as merged:
-        assert [what for what, wrong in verify(merged) if wrong] == [IDS[2]]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_damaged_copy_is_not_called_equal(tmp_path):
+    write(tmp_path / "a.h5", compression="none")
+    (tmp_path / "b.h5").write_bytes((tmp_path / "a.h5").read_bytes())
+    flip(tmp_path / "b.h5", IDS[2])
+    with open_artifact(tmp_path / "a.h5") as one, open_artifact(tmp_path / "b.h5") as other:
+        assert diff(one, other, quick=True).equal  # by what is written of the values
+        with pytest.raises(ArtifactError, match="damaged"):
+            diff(one, other)
+        with pytest.raises(ArtifactError, match="damaged"):
+            diff(other, one)
 
 
 @pytest.mark.parametrize("compression", ["gzip", "none"])

@@ -156,8 +156,8 @@ BROKEN = {
     "no name": (shard(file=""), "does not lie beside it"),
     "a number for a name": (shard(file=5), "no manifest"),
     "itself": (shard(file="a.manifest.json"), "is no HDF5 file"),
-    "a file that is not there": (shard(file="b.h5"), "there is no file"),
-    "a name with NUL": (shard(file="a\0.h5"), "there is no file"),
+    "a file that is not there": (shard(file="b.h5"), "which is not there"),
+    "a name with NUL": (shard(file="a\0.h5"), "which is not there"),
     "the same shard twice": (lambda d: d["shards"].append(d["shards"][0]), "is in .* and in"),
     "a shard left out": (lambda d: d["shards"].pop(), "does not fit its shards"),
 }

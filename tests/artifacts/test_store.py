@@ -1,6 +1,8 @@
 """Writing and reading artifacts: content survives, halves never get a final name, strangers' files are refused."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,7 @@ from calseg_cli.artifacts.geometry import Geometry
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.seal import seal
 from calseg_cli.artifacts.writer import ArtifactWriter
-from calseg_cli.errors import ArtifactError
+from calseg_cli.errors import ArtifactError, DiskFullError
 
 GEOMETRY = Geometry(in_hw=(33, 45), out_hw=(66, 90), pad=(3, 3), stride=4, align_corners=True)
 META = {"classes": {"names": ["road", "sky"], "palette": [[1, 2, 3], [4, 5, 6]], "ignore": 255}, "protocol": {"a": 1}}
@@ -262,3 +264,39 @@ def test_classes_beyond_the_list_are_refused_when_written(tmp_path, kind, arrays
     with pytest.raises(ArtifactError, match=said), ArtifactWriter(tmp_path / "a.h5", kind, meta=META) as writer:
         writer.add_item("x", arrays, GEOMETRY)
     assert not (tmp_path / "a.h5").exists()
+
+
+def test_what_cannot_fit_is_told_with_a_number_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("calseg_cli.artifacts.disk.free_bytes", lambda folder: 600_000)
+    with pytest.raises(DiskFullError, match=r"at least 2\.1 MB, and 600\.0 kB are free"):
+        write(tmp_path / "new" / "a.h5")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from calseg_cli.artifacts.geometry import Geometry
+from calseg_cli.artifacts.writer import ArtifactWriter
+from calseg_cli.errors import DiskFullError
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, resource.RLIM_INFINITY))
+place = Geometry((400, 400), (400, 400))
+meta = {"classes": {"names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "ignore": 255}, "protocol": {}}
+try:
+    with ArtifactWriter(sys.argv[1], "logits", meta=meta, compression="none") as writer:
+        for number in range(20):
+            writer.add_item(str(number), {"logits": np.zeros((2, 400, 400), np.float16)}, place)
+except DiskFullError as error:
+    print(error.message)
+    sys.exit(5)
+"""
+
+
+def test_a_limit_on_the_size_of_files_is_met_before_hdf5_meets_it(tmp_path):
+    """HDF5 cannot close a file that has reached it, and takes the process with it."""
+    code = LIMITED.replace("sys.argv[1]", f"__import__('pathlib').Path({str(tmp_path / 'a.h5')!r})")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (5, "")
+    assert "larger than a file may be here" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5.partial"]
