@@ -14,6 +14,7 @@ import typer
 from calseg_cli.commands import (
     adapt,
     artifact,
+    calibrate,
     compare,
     config,
     data,
@@ -25,6 +26,7 @@ from calseg_cli.commands import (
     pretrain,
     results,
 )
+from calseg_cli.commands import calibrate_prototypes as prototypes_command
 from calseg_cli.commands import pseudo_label as pseudo_label_command
 from calseg_cli.commands import sample_data as sample_data_command
 from calseg_cli.commands._artifact_export import export as artifact_export
@@ -46,6 +48,12 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     "adapt": (adapt.adapt, STAGES, "Adapt it to the unlabelled target domain."),
     "predict": (predict.predict, STAGES, "Write its logits as an artifact, and pictures."),
     "pseudo-label": (pseudo_label_command.pseudo_label, STAGES, "Labels from logits, ignored where not believed."),
+    "calibrate-prototypes": (
+        prototypes_command.calibrate_prototypes,
+        STAGES,
+        "Prototypes of soft labels, to label pixels anew.",
+    ),
+    "calibrate": (calibrate.calibrate, STAGES, "Fit a calibrator of its confidence."),
     "evaluate": (evaluate.evaluate, STAGES, "Measure accuracy and calibration (also: eval)."),
     "results": (results.results, LOOK, "All evaluations of a run in one table."),
     "compare": (compare.compare, LOOK, "Evaluations of the same images, with intervals."),

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from calseg_cli.config.calibrate import Calibrate
 from calseg_cli.config.domain import Domain
 from calseg_cli.config.methods import Adapt
+from calseg_cli.config.prototypes import PrototypeSection
 from calseg_cli.config.pseudo_label import PseudoLabel
 from calseg_cli.config.section import Section, key, section
 from calseg_cli.config.training import Pretrain
@@ -125,6 +127,8 @@ class Config(Section):
     pretrain: Pretrain = section(Pretrain, "Supervised training on the source.")
     predict: Predict = section(Predict, "Logits as an artifact.")
     pseudo_label: PseudoLabel = section(PseudoLabel, "Labels from logits, where they are believed.")
+    prototypes: PrototypeSection = section(PrototypeSection, "Labels by the nearest soft-label prototype.")
+    calibrate: Calibrate = section(Calibrate, "Calibrators of a network's confidence.")
     adapt: Adapt = section(Adapt, "Adaptation to the unlabelled target.")
     evaluate: Evaluate = section(Evaluate, "Accuracy and calibration on labelled images.")
 

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.reader import check_classes, open_artifact
+from calseg_cli.artifacts.recipe import changes
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE
@@ -34,6 +35,7 @@ class Loaded:
     correction: Correction
     path: Path
     digest: str
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def role(self) -> str:
@@ -65,7 +67,7 @@ def load_correction(path: Path, kind: str) -> Loaded:
             raise ArtifactError(f"{path} holds no {kind}: {error}", "make it again") from error
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error.message}", error.hint) from error
-        return Loaded(correction, path, artifact.digest)
+        return Loaded(correction, path, artifact.digest, artifact.meta["protocol"])
 
 
 def _class_of(kind: str, method: str) -> type[Correction]:
@@ -117,12 +119,12 @@ def write_correction(
 
 
 class CorrectedRoad:
-    """A road whose logits are corrected, then rounded to the type that they would be stored in."""
+    """A road whose logits are corrected. They are float32: float16 would make ties, and change classes, anew."""
 
     def __init__(self, road: Road, corrections: Sequence[Loaded]) -> None:
         self._road, self._corrections = road, tuple(corrections)
         self.class_names, self.palette, self.dataset = road.class_names, road.palette, road.dataset
-        self.protocol = {**road.protocol, **told(corrections)}
+        self.protocol = {**road.protocol, "stored_as": "float32", **told(corrections)}
         self.parents = {**road.parents, **{one.role: one.digest for one in corrections}}
         self.files = {**road.files, **{one.role: one.path for one in corrections}}
         self._pictures = _Pictures(road.dataset, corrections)
@@ -135,16 +137,26 @@ class CorrectedRoad:
 
 
 def corrected(road: Road, corrections: Sequence[Loaded]) -> Road:
-    """The road, corrected; itself where there is nothing to correct. Raises ArtifactError for other classes."""
+    """The road, corrected; itself where there is nothing to correct. Raises ArtifactError for what does not fit."""
     for one in corrections:
-        check_fit(one, road.class_names)
+        check_fit(one, road.class_names, road.protocol)
     return CorrectedRoad(road, corrections) if corrections else road
 
 
-def check_fit(one: Loaded, class_names: Sequence[str]) -> None:
-    """Raise ArtifactError where a correction is for other classes than these."""
+def check_fit(one: Loaded, class_names: Sequence[str], protocol: Mapping[str, Any]) -> None:
+    """Raise ArtifactError where a correction is for other classes, or for logits of another grid or meaning.
+
+    Enlarging mixes classes at borders, so prototypes of one grid are not those of another.
+    """
     with open_artifact(one.path, one.correction.kind) as artifact:
         check_classes(artifact, class_names)
+    known = [key for key in ("grid", "values") if key in one.protocol and key in protocol]
+    differs = changes({key: one.protocol[key] for key in known}, {key: protocol[key] for key in known})
+    if differs:
+        raise ArtifactError(
+            f"{one.path} was fitted on logits that were made differently: {'; '.join(differs)}",
+            "fit it on logits made like these",
+        )
 
 
 def told(corrections: Sequence[Loaded]) -> dict[str, Any]:
@@ -159,17 +171,13 @@ def told(corrections: Sequence[Loaded]) -> dict[str, Any]:
 
 
 def correct(logits: Tensor, corrections: Sequence[Loaded], name: str, image: Tensor | None = None) -> Tensor:
-    """Logits (C,h,w) after all corrections, in the type they came in. Raises CalsegError where one is no number."""
+    """Logits (C,h,w) after all corrections, in float32. Raises CalsegError where one is no number."""
     result = logits.float()
     for one in corrections:
         result = one.correction(result, image if one.correction.needs_image else None)
-    stored = result.to(logits.dtype)
-    if not bool(torch.isfinite(stored).all()):
-        raise CalsegError(
-            f"the corrected logits of {name} are not finite in {str(logits.dtype).removeprefix('torch.')}",
-            "make the logits with predict.logits_dtype=float32, or the correction again",
-        )
-    return stored
+    if not bool(torch.isfinite(result).all()):
+        raise CalsegError(f"the corrected logits of {name} are not finite", "make the correction again")
+    return result
 
 
 class _Pictures:

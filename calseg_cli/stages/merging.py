@@ -7,14 +7,17 @@ from typing import Any
 
 from calseg_cli.artifacts.codec import COMPRESSIONS
 from calseg_cli.artifacts.provenance import provenance
-from calseg_cli.artifacts.reader import check_kind, open_artifact
+from calseg_cli.artifacts.reader import Artifact, check_kind, open_artifact
 from calseg_cli.artifacts.recipe import changes
 from calseg_cli.artifacts.rewrite import convert, merge
+from calseg_cli.artifacts.safe_open import PARTIAL
 from calseg_cli.artifacts.verify import verify
+from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.metrics.tally import Tally
 from calseg_cli.metrics.tally import merge as add_up
+from calseg_cli.stages.merging_prototypes import merge_prototypes
 from calseg_cli.stages.tally_file import write_tally
 
 
@@ -26,6 +29,8 @@ def merge_artifacts(
         raise ArtifactError(f"{target} is one of the files to merge", "-o names another file")
     with ExitStack() as stack:
         sources = [stack.enter_context(open_artifact(path)) for path in paths]
+        if sources[0].kind.name == "prototypes":
+            return merge_prototypes(sources, target, command=command, force=force)
         if sources[0].kind.name != "metrics":
             return merge(sources, target, force=force, told=told)
         for source in sources:
@@ -64,18 +69,31 @@ def convert_artifact(
         raise ConfigError(f"unknown type {dtype!r}", "float16 or float32")
     if path.absolute() == target.absolute():
         raise ArtifactError(f"{target} is the file that is read", "-o names another file")
-    with open_artifact(path, sealed=False) as source:
+    with stop_on_signals() as stop, open_artifact(path, sealed=False) as source:
         if dtype is not None and source.kind.name != "logits":
             raise ConfigError(f"--dtype is for logits; {path} holds {source.kind.name}", "leave it out")
-        progress.start("proving", len(source))
-        for what, wrong in verify(source):
-            if wrong is not None:
-                raise ArtifactError(f"{path}: {what}: {wrong}", "copy or write it again")
-            progress.advance()
-        progress.finish()
+        _prove(source, progress, stop)
         progress.start("converting", len(source))
-        digest = convert(
-            source, target, compression=compression, dtype=dtype, force=force, resume=resume, told=progress.advance
-        )
+
+        def told() -> None:
+            progress.advance()
+            if stop:
+                raise stop.error(
+                    f"stopped; the images converted so far are kept in {target}{PARTIAL}",
+                    "the same command with --resume goes on from there",
+                )
+
+        digest = convert(source, target, compression=compression, dtype=dtype, force=force, resume=resume, told=told)
         progress.finish()
     return digest
+
+
+def _prove(source: Artifact, progress: Progress, stop: StopRequest) -> None:
+    progress.start("proving", len(source))
+    for what, wrong in verify(source):
+        if wrong is not None:
+            raise ArtifactError(f"{source.path}: {what}: {wrong}", "copy or write it again")
+        progress.advance()
+        if stop:
+            raise stop.error(f"stopped while proving {source.path}; nothing is written yet", "run the command again")
+    progress.finish()

@@ -79,7 +79,7 @@ class PreparedPrediction:
         loaded = load_network(path, self.device, resolved)
         self.dataset, self.origin = _dataset(resolved, loaded, images)
         road = NetworkRoad(loaded, self.dataset, self.options, device=self.device, workers=config.workers)
-        self.stride = road.stride
+        self.stride, self.corrected = road.stride, bool(corrections)
         self.road = corrected(road, corrections)
         self.place = "-".join(self.origin.values())
         self.checkpoint = path
@@ -104,7 +104,8 @@ class PreparedPrediction:
         """The logits' size before packing, from the first image's size where the images keep their own."""
         height, width = self.dataset.size or _image_size(self.dataset.items[0].image)
         grid = -(-height // self.stride) * -(-width // self.stride)
-        return len(self.dataset) * len(self.road.class_names) * grid * _BYTES[self.options.logits_dtype]
+        stored = "float32" if self.corrected else self.options.logits_dtype
+        return len(self.dataset) * len(self.road.class_names) * grid * _BYTES[stored]
 
     def meta(self) -> dict[str, Any]:
         """The tables of the artifact."""

@@ -285,7 +285,7 @@ def _check_classes(parent: Artifact, resolved: Resolved) -> None:
 
 def _check_corrections(corrections: Sequence[Loaded], parent: Artifact) -> None:
     for one in corrections:
-        check_fit(one, parent.class_names)
+        check_fit(one, parent.class_names, parent.meta["protocol"])
         if one.correction.needs_image:
             raise ConfigError(
                 f"{one.path} looks at the images, which pseudo-label does not open",

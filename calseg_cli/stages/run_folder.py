@@ -39,6 +39,11 @@ class RunFolder:
         return self.root / "5-predict"
 
     @property
+    def prototypes(self) -> Path:
+        """Prototypes of soft labels."""
+        return self.root / "5-prototypes"
+
+    @property
     def evaluate(self) -> Path:
         """Reports."""
         return self.root / "6-evaluate"

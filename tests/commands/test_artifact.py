@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,21 @@ def test_shards_are_measured_like_one_file(calseg, trained, predicted):
         assert ran.code == 0, ran.err
         scores.append(ran.json["scores"])
     assert scores[0] == scores[1]
+
+
+def test_a_shard_that_is_first_is_printed_and_a_lost_one_named(calseg, trained, tmp_path):
+    words = ("predict", "--max-items", "4", "-o", str(tmp_path / "s.h5"))
+    first = calseg(*words, "--shard", "0/2", cwd=trained)
+    assert first.code == 0, first.err
+    assert Path(first.out.strip()).is_file()
+    assert "the manifest follows" in first.err
+    second = calseg(*words, "--shard", "1/2", cwd=trained)
+    assert second.out.strip() == str(tmp_path / "s.manifest.json")
+    Path(first.out.strip()).unlink()
+    lost = calseg("inspect", str(tmp_path / "s.manifest.json"), cwd=trained)
+    assert lost.code == 3
+    assert "lists the shard" in lost.err
+    assert "--shard" in lost.err
 
 
 def test_differences_exit_with_7(calseg, trained, predicted, tmp_path):

@@ -1,5 +1,6 @@
 """Corrections on the road: read, checked, applied, and told in what comes out."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,20 +126,25 @@ class FixedRoad:
         yield Prediction("a", logits.to(self.dtype), Geometry((4, 4), (4, 4)), None)
 
 
-def test_logits_are_corrected_and_rounded_to_their_type(tmp_path):
+def test_logits_are_corrected_in_float32(tmp_path):
+    """In float16 a temperature would make ties, and change classes."""
     road = FixedRoad()
     loaded = load_correction(write(tmp_path / "scale.h5"), "calibrator")
     (before,), (after,) = list(road.stream()), list(corrected(road, [loaded]).stream())
     factors = torch.tensor([1.0, 2.0, 0.5, 1.0])[:, None, None]
-    assert after.logits.dtype == torch.float16
-    assert torch.equal(after.logits, (before.logits.float() * factors).half())
+    assert after.logits.dtype == torch.float32
+    assert torch.equal(after.logits, before.logits.float() * factors)
     assert road.read == 0
 
 
 def test_the_result_says_by_what_it_was_corrected(tmp_path):
     loaded = load_correction(write(tmp_path / "scale.h5"), "calibrator")
     road = corrected(FixedRoad(), [loaded])
-    assert road.protocol == {"split": "test", "corrected_by": ["scaled by [1.0, 2.0, 0.5, 1.0]"]}
+    assert road.protocol == {
+        "split": "test",
+        "stored_as": "float32",
+        "corrected_by": ["scaled by [1.0, 2.0, 0.5, 1.0]"],
+    }
     assert road.parents == {"checkpoint": "sha256:1", "calibrator": loaded.digest}
     assert road.files == {"calibrator": tmp_path / "scale.h5"}
 
@@ -154,6 +160,17 @@ def test_other_classes_are_refused(tmp_path):
         corrected(FixedRoad(names=("car", "road", "sky", "ghost")), [loaded])
 
 
+def test_logits_made_differently_are_refused(tmp_path):
+    """Prototypes at stride 4 are not those at stride 8."""
+    loaded = load_correction(write(tmp_path / "scale.h5"), "calibrator")
+    road = FixedRoad()
+    road.protocol = {"grid": "stride 8"}
+    assert corrected(road, [loaded])  # it does not say on which grid it was fitted
+    loaded = replace(loaded, protocol={"grid": "stride 4"})
+    with pytest.raises(ArtifactError, match="grid was stride 4, is stride 8"):
+        corrected(road, [loaded])
+
+
 def test_the_image_is_given_to_those_who_look(tmp_path):
     path = write(tmp_path / "look.h5")
     loaded = corrections.Loaded(Looking([1.0]), path, "sha256:2")
@@ -163,11 +180,10 @@ def test_the_image_is_given_to_those_who_look(tmp_path):
     assert road.read == 1
 
 
-def test_what_float16_cannot_hold_is_an_error_that_names_the_image(tmp_path):
-    loaded = load_correction(write(tmp_path / "scale.h5", [1e9, 1.0, 1.0, 1.0]), "calibrator")
-    with pytest.raises(CalsegError, match="of a are not finite in float16"):
+def test_what_is_no_number_is_an_error_that_names_the_image(tmp_path):
+    loaded = load_correction(write(tmp_path / "scale.h5", [1e300, 1.0, 1.0, 1.0]), "calibrator")
+    with pytest.raises(CalsegError, match="of a are not finite"):
         list(corrected(FixedRoad(), [loaded]).stream())
-    assert list(corrected(FixedRoad(dtype=torch.float32), [loaded]).stream())
 
 
 def label(correction=None, out="labels.h5"):

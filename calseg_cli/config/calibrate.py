@@ -1,0 +1,41 @@
+"""Owns the section of `calseg calibrate`: which calibrator is fitted, on which images, with which options."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from calseg_cli.config.section import Section, key
+from calseg_cli.config.values import DomainRole, Float, Int, Positive, Probability, Split
+
+Share = Annotated[Float, Field(gt=0.5, lt=1)]
+Least = Annotated[Float, Field(ge=0)]
+Rate = Annotated[Float, Field(gt=0, le=10)]
+
+
+class Calibrate(Section):
+    """How a calibrator of a network's logits is fitted."""
+
+    method: Literal["temperature", "vector", "local", "selective", "pseudocal", "meta"] = key(
+        "temperature", "Which calibrator: temperature, vector, local, selective, pseudocal or meta."
+    )
+    on: DomainRole | None = key(
+        None, "Whose images: source, or target (an oracle, with labels); null: source, and target for pseudocal."
+    )
+    split: Split | None = key(
+        None, "Split: train, val or test; null: val of the source, test for an oracle, train for pseudocal."
+    )
+    max_items: Annotated[Int, Field(ge=1)] | None = key(None, "Only the first N images; null for all.")
+    penalty: Least = key(1e-4, "vector: weight of the squared distance to factors 1 and offsets 0; not below 0.")
+    mix: Share = key(0.65, "pseudocal: the first image's share of a mix; above 0.5, below 1.")
+    miscoverage: Probability = key(0.05, "meta: share of rightly classified pixels that may be given up, 0 to 1.")
+    target_accuracy: Probability | None = key(
+        None, "meta: instead, the accuracy of the pixels that are kept, 0 to 1; null for miscoverage."
+    )
+    wrong_temperature: Positive | None = key(
+        None, "selective: the temperature of pixels judged wrong; null fits it on them."
+    )
+    positive: Literal["softplus", "relu"] = key(
+        "softplus", "local: what keeps T above 0: softplus, or relu as in the paper, which can reach 1e-8."
+    )
+    epochs: Annotated[Int, Field(ge=1)] = key(10, "local, selective: passes over the images in training.")
+    lr: Rate = key(1e-3, "local, selective: learning rate of Adam; above 0, at most 10.")

@@ -1,0 +1,16 @@
+"""Owns the table of calibrators: what `calseg calibrate --method` can name, and which class reads its artifact."""
+
+from calseg_cli.methods.calibrator import Calibrator
+from calseg_cli.methods.local_temperature import LocalTemperature
+from calseg_cli.methods.metacal import MetaCal
+from calseg_cli.methods.pseudocal import PseudoCal
+from calseg_cli.methods.selective_scaling import SelectiveScaling
+from calseg_cli.methods.temperature import Temperature
+from calseg_cli.methods.vector_scaling import VectorScaling
+
+CALIBRATORS: dict[str, type[Calibrator]] = {
+    kind.method: kind for kind in (Temperature, VectorScaling, LocalTemperature, SelectiveScaling, PseudoCal, MetaCal)
+}
+
+LABEL_FREE = frozenset({PseudoCal.method})
+"""Methods that are fitted on images of the target alone; the others need labels."""

@@ -1,0 +1,98 @@
+"""calseg calibrate: fit a calibrator of a network's confidence."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calseg_cli.commands._options import INPUT, Checkpoint, Device, Force, MaxItems, Name, Out, Seed, Split, Workers
+from calseg_cli.commands._session import Session
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PANEL = "How it is fitted"
+
+
+def calibrate(
+    session: Session,
+    *,
+    method: Annotated[
+        str | None, typer.Option(help="temperature, vector, local, selective, pseudocal or meta.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    logits: Annotated[
+        Path | None, typer.Option(help="Fit on a logits artifact in place of a network.", rich_help_panel=INPUT)
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Whose labels: source, or target as an oracle. pseudocal: images.", rich_help_panel=INPUT),
+    ] = None,
+    split: Split = None,
+    max_items: MaxItems = None,
+    penalty: Annotated[float | None, typer.Option(help="vector: pull to no change.", rich_help_panel=PANEL)] = None,
+    mix: Annotated[
+        float | None, typer.Option(help="pseudocal: the first image's share.", rich_help_panel=PANEL)
+    ] = None,
+    miscoverage: Annotated[
+        float | None, typer.Option(help="meta: share of right pixels that may be given up.", rich_help_panel=PANEL)
+    ] = None,
+    target_accuracy: Annotated[
+        float | None, typer.Option(help="meta: instead, the accuracy of what is kept.", rich_help_panel=PANEL)
+    ] = None,
+    wrong_temperature: Annotated[
+        float | None, typer.Option(help="selective: T where judged wrong; fitted without it.", rich_help_panel=PANEL)
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="local: softplus, or relu as in the paper.", rich_help_panel=PANEL)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="local, selective: passes over the images.", rich_help_panel=PANEL)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="local, selective: learning rate.", rich_help_panel=PANEL)] = None,
+    name: Name = None,
+    seed: Seed = None,
+    device: Device = None,
+    workers: Workers = None,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Fit a calibrator of a network's confidence on labels of the source's validation split; pseudocal needs no label.
+
+    Example: calseg calibrate --method temperature
+    """
+    resolved = session.load(
+        {
+            "calibrate.method": method,
+            "calibrate.on": on,
+            "calibrate.split": split,
+            "calibrate.max_items": max_items,
+            "calibrate.penalty": penalty,
+            "calibrate.mix": mix,
+            "calibrate.miscoverage": miscoverage,
+            "calibrate.target_accuracy": target_accuracy,
+            "calibrate.wrong_temperature": wrong_temperature,
+            "calibrate.positive": positive,
+            "calibrate.epochs": epochs,
+            "calibrate.lr": lr,
+            "name": name,
+            "seed": seed,
+            "device": device,
+            "workers": workers,
+        }
+    )
+    from calseg_cli.commands._terminal import show_table
+    from calseg_cli.stages.calibrate import calibrate as stage
+
+    done = stage(resolved, checkpoint=checkpoint, logits=logits, out=out, force=force, progress=session.progress)
+
+    def show(console: "Console") -> None:
+        for title, headers, rows in done.tables():
+            show_table(console, title, headers, rows)
+            console.print()
+
+    session.result(done.document(), show)
+    session.progress.note(f"calibrator: {done.artifact}")
+    chosen = f" --checkpoint {shlex.quote(checkpoint)}" if checkpoint else ""
+    session.next(f"calseg evaluate --calibrator {shlex.quote(str(done.artifact))}{chosen}")
