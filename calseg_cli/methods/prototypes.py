@@ -245,13 +245,20 @@ class Prototypes(Correction):
 
     def _corrected(self, logits: Tensor, rows: Rows) -> Tensor:
         scores = self.scores(logits, rows)
-        scores -= scores.amax(dim=0)
-        scores.masked_fill_(scores > -TIE, 0.0)
+        nearest = scores > scores.amax(dim=0) - TIE
         if self.options.confidence == "distance":
-            return self._with_masked((scores / self.options.tau).float())
-        places = torch.from_numpy(np.flatnonzero(self.valid)).to(logits.device)
-        wanted = places[first_index(scores, scores.new_zeros(scores.shape[1]))]
-        return exchanged(self._with_masked(logits[places]), wanted)
+            scores -= scores.amax(dim=0)
+            return self._with_masked((scores.masked_fill_(nearest, 0.0) / self.options.tau).float())
+        wanted = first_index(nearest, torch.ones_like(nearest[0]))
+        if not self.valid.all():
+            places = torch.from_numpy(np.flatnonzero(self.valid)).to(logits.device)
+            logits, wanted = self._with_masked(logits[places]), places[wanted]
+        changed = (first_index(logits, logits.amax(dim=0)) != wanted).nonzero()[:, 0]
+        if not len(changed):
+            return logits
+        result = logits.clone()
+        result[:, changed] = exchanged(logits[:, changed], wanted[changed])
+        return result
 
     def _with_masked(self, values: Tensor) -> Tensor:
         """All classes' logits (C,n) from those of the valid ones (V,n): the others far below them."""

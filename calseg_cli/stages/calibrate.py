@@ -261,7 +261,7 @@ def _scores(
 
 
 def _corrected(data: FittingData, calibrator: Calibrator | None) -> Iterator[Prediction]:
-    """Predictions as evaluate has them: corrected, then rounded to the type in which logits are stored."""
+    """Predictions as evaluate has them: corrected, in float32."""
     for place, prediction in enumerate(data.predictions()):
         if calibrator is None:
             yield prediction
@@ -269,7 +269,7 @@ def _corrected(data: FittingData, calibrator: Calibrator | None) -> Iterator[Pre
         image = data.image(place) if calibrator.needs_image else None
         with torch.no_grad():
             logits = calibrator(prediction.logits.float(), image)
-        yield replace(prediction, logits=logits.to(prediction.logits.dtype))
+        yield replace(prediction, logits=logits)
 
 
 def _told(value: Any) -> str:

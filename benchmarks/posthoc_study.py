@@ -1,0 +1,134 @@
+"""Owns the comparison of all post-hoc corrections on trained runs: what docs/results/posthoc.json holds.
+
+    calseg init --sample camvid_day_to_dusk && calseg pretrain && calseg adapt --method adabn
+    python benchmarks/posthoc_study.py FOLDER [FOLDER ...] --out docs/results/posthoc.json
+
+FOLDER holds the configuration and the run of one pair. For each network, the source's and the one after AdaBN, logits
+of the target's train and test images are written; prototypes are counted on the train images, calibrators fitted as
+`calseg calibrate` does by default (on the labelled source validation split; pseudocal on unlabelled target images; the
+oracle on labels of the target's test split, to show what nobody can have). All are measured on the target's test split.
+
+Each record: pair, network, method, seed, labels, miou, macc, ece, nll with 95 % intervals over images, and the paired
+difference to the uncorrected network. Labels of the target measure and fit the oracle, nothing else. The commands are
+those a person would type; a failed one is recorded with what it said.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+KEYS = ("miou", "macc", "accuracy", "ece", "nll")
+NETWORKS = ("pretrain", "adapt-adabn")
+PROTOTYPES = {
+    "prototypes, weight power 0": ("--weight-power", "0"),
+    "prototypes, weight power 1 (paper)": ("--weight-power", "1"),
+    "prototypes, weight power 2": ("--weight-power", "2"),
+    "prototypes, half shrunk": ("--shrink", "0.5"),
+    "prototypes, kl": ("--distance", "kl"),
+}
+CALIBRATORS = {
+    "temperature": ("--method", "temperature"),
+    "pseudocal": ("--method", "pseudocal"),
+    "vector": ("--method", "vector"),
+    "selective": ("--method", "selective"),
+    "meta": ("--method", "meta"),
+    "local": ("--method", "local"),
+    "oracle: temperature": ("--method", "temperature", "--on", "target"),
+}
+
+
+class Study:
+    """One folder with a trained run."""
+
+    def __init__(self, folder: Path, work: Path, resamples: int, config: str) -> None:
+        self.folder, self.work, self.resamples, self.config = folder, work, str(resamples), config
+        self.pair = json.loads(self.calseg("config", "show", "--json"))["name"]
+
+    def calseg(self, *words: str) -> str:
+        """What a command printed. Raises CalledProcessError."""
+        program = [sys.executable, "-m", "calseg_cli", *words, "--config", self.config, "--quiet"]
+        print("$ calseg", shlex.join(words), file=sys.stderr, flush=True)
+        done = subprocess.run(program, cwd=self.folder, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def records(self, network: str) -> list[dict[str, Any]]:
+        """Every method on one network."""
+        logits = {split: str(self.work / f"{self.pair}-{network}-{split}.h5") for split in ("train", "test")}
+        for split, path in logits.items():
+            self.calseg("predict", "--checkpoint", network, "--split", split, "-o", path, "--force")
+        plain = self._measured(network, "none", logits["test"])
+        found = [plain]
+        for method, options in PROTOTYPES.items():
+            file = self._file(network, method)
+            words = ("calibrate-prototypes", "--logits", logits["train"], *options, "-o", file, "--force")
+            found.append(self._tried(network, method, words, ("--prototypes", file), logits["test"]))
+        for method, options in CALIBRATORS.items():
+            file = self._file(network, method)
+            words = ("calibrate", "--checkpoint", network, *options, "-o", file, "--force")
+            found.append(self._tried(network, method, words, ("--calibrator", file), logits["test"]))
+        return found
+
+    def _file(self, network: str, method: str) -> str:
+        return str(self.work / f"{self.pair}-{network}-{method.replace(' ', '_').replace(':', '').replace(',', '')}.h5")
+
+    def _tried(
+        self, network: str, method: str, words: tuple[str, ...], flag: tuple[str, str], logits: str
+    ) -> dict[str, Any]:
+        try:
+            self.calseg(*words)
+            return self._measured(network, method, logits, *flag)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines()
+            return {**self._named(network, method), "failed": said[0] if said else str(error)}
+
+    def _named(self, network: str, method: str) -> dict[str, Any]:
+        return {"pair": self.pair, "network": network, "method": method, "seed": 0}
+
+    def _measured(self, network: str, method: str, logits: str, *flag: str) -> dict[str, Any]:
+        folder = self.work / "evaluated" / Path(self._file(network, method)).stem
+        words = ("evaluate", "--logits", logits, *flag, "-o", str(folder), "--json", "--intervals", self.resamples)
+        document = json.loads(self.calseg(*words))
+        intervals = document["intervals"]["scores"]
+        record = self._named(network, method)
+        record |= {"labels": document["protocol"].get("labels_used_for", "measuring only")}
+        for key in KEYS:
+            record[key] = document["scores"][key]
+            record[f"{key}_95"] = intervals.get(key)
+        if method != "none":
+            record["difference"] = self._difference(network, folder)
+        return record
+
+    def _difference(self, network: str, folder: Path) -> dict[str, Any]:
+        plain = self.work / "evaluated" / Path(self._file(network, "none")).stem
+        words = ("compare", str(plain), str(folder), "--resamples", self.resamples, "--json")
+        rows = json.loads(self.calseg(*words))["differences"][0]["scores"]
+        return {key: rows[key] for key in KEYS if key in rows}
+
+
+def main() -> None:
+    """Study every folder; write the records after each network, so that a stop loses little."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/posthoc.json"))
+    parser.add_argument("--work", type=Path, default=Path("runs/posthoc_study"), help="where artifacts are kept")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--config", default="calseg.yaml", help="the configuration's name in each folder")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for folder in options.folders:
+        study = Study(folder.resolve(), work, options.resamples, options.config)
+        for network in options.networks:
+            records += study.records(network)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
