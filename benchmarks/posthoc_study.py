@@ -2,6 +2,7 @@
 
     calseg init --sample camvid_day_to_dusk && calseg pretrain && calseg adapt --method adabn
     python benchmarks/posthoc_study.py FOLDER [FOLDER ...] --out docs/results/posthoc.json
+    python benchmarks/posthoc_study.py --show docs/results/posthoc.json     # the tables of docs/posthoc.md
 
 FOLDER holds the configuration and the run of one pair. For each network, the source's and the one after AdaBN, logits
 of the target's train and test images are written; prototypes are counted on the train images, calibrators fitted as
@@ -46,7 +47,7 @@ class Study:
 
     def __init__(self, folder: Path, work: Path, resamples: int, config: str) -> None:
         self.folder, self.work, self.resamples, self.config = folder, work, str(resamples), config
-        self.pair = json.loads(self.calseg("config", "show", "--json"))["name"]
+        self.pair = json.loads(self.calseg("config", "show", "--json"))["config"]["name"]
 
     def calseg(self, *words: str) -> str:
         """What a command printed. Raises CalledProcessError."""
@@ -109,16 +110,43 @@ class Study:
         return {key: rows[key] for key in KEYS if key in rows}
 
 
+SHOWN = {"miou": "mIoU", "macc": "mAcc", "ece": "ECE", "nll": "NLL"}
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Markdown: a table a pair and network; `*` where the interval of the difference excludes 0."""
+    lines = []
+    for pair, network in dict.fromkeys((one["pair"], one["network"]) for one in records):
+        lines += [f"### {pair}, {network}", "", f"| method |{''.join(f' {name} |' for name in SHOWN.values())}"]
+        lines += ["|---|" + "---|" * len(SHOWN)]
+        for one in records:
+            if (one["pair"], one["network"]) == (pair, network):
+                cells = [f"failed: {one['failed']}"] if "failed" in one else [_cell(one, key) for key in SHOWN]
+                lines.append(f"| {one['method']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(record: dict[str, Any], key: str) -> str:
+    low, high = record[f"{key}_95"]
+    mark = "*" if record.get("difference", {}).get(key, {}).get("excludes_zero") else ""
+    return f"{record[key]:.3f}{mark} ({low:.3f} to {high:.3f})"
+
+
 def main() -> None:
     """Study every folder; write the records after each network, so that a stop loses little."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("folders", type=Path, nargs="*")
+    parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
     parser.add_argument("--out", type=Path, default=Path("docs/results/posthoc.json"))
     parser.add_argument("--work", type=Path, default=Path("runs/posthoc_study"), help="where artifacts are kept")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--config", default="calseg.yaml", help="the configuration's name in each folder")
     options = parser.parse_args()
+    if options.show:
+        print(tables(json.loads(options.show.read_text(encoding="utf-8"))))
+        return
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
