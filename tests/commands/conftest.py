@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Client
 from pathlib import Path
@@ -99,3 +99,52 @@ def workspace(trained, tmp_path) -> Path:
     """A private copy of the trained folder."""
     shutil.copytree(trained, tmp_path / "w")
     return tmp_path / "w"
+
+
+@pytest.fixture(scope="session")
+def predicted(trained, tmp_path_factory, calseg) -> Path:
+    """The trained folder with logits of the target's train split; copy it before changing anything (`folder`)."""
+    folder = tmp_path_factory.mktemp("predicted") / "w"
+    shutil.copytree(trained, folder)
+    ran = calseg("predict", "--split", "train", cwd=folder)
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.fixture
+def folder(predicted, tmp_path) -> Path:
+    """A private copy of the folder with logits."""
+    shutil.copytree(predicted, tmp_path / "w")
+    return tmp_path / "w"
+
+
+WATCH = """
+import sys
+seen = []
+def hook(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str):
+        seen.append(arguments[0])
+sys.addaudithook(hook)
+from calseg_cli.app import main
+sys.argv = ["calseg", *sys.argv[1:]]
+try:
+    main()
+finally:
+    sys.stderr.write("".join(f"SEEN {path}\\n" for path in seen))
+"""
+
+
+@pytest.fixture(scope="session")
+def opened() -> Callable[..., list[str]]:
+    """What a command opened or listed: `opened(folder, *words)` gives every path."""
+
+    def watch(folder: Path, *words: str) -> list[str]:
+        program = [sys.executable, "-c", WATCH, *words]
+        env = {**os.environ, **SETTINGS}
+        done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr
+        seen = [line.removeprefix("SEEN ") for line in done.stderr.splitlines() if line.startswith("SEEN ")]
+        assert seen, "the hook saw nothing"
+        return seen
+
+    return watch

@@ -1,10 +1,7 @@
 """calseg calibrate as a user types it: the way to evaluate, JSON, labels that stay closed, mistakes in one line."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,32 +14,11 @@ QUICK = {
     "local": ("--epochs", "1"),
     "selective": ("--epochs", "1", "--wrong-temperature", "2"),
 }
-WATCH = """
-import sys
-seen = []
-def hook(event, arguments):
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str):
-        seen.append(arguments[0])
-sys.addaudithook(hook)
-from calseg_cli.app import main
-sys.argv = ["calseg", *sys.argv[1:]]
-try:
-    main()
-finally:
-    sys.stderr.write("".join(f"SEEN {path}\\n" for path in seen))
-"""
 
 
-def watched(folder, *words):
-    """The paths of label files and label folders that a command opened or listed."""
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, *words],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    seen = [line.removeprefix("SEEN ") for line in done.stderr.splitlines() if line.startswith("SEEN ")]
-    assert seen, "the hook saw nothing"
-    return [path for path in seen if "labels" in path and "calseg_cli" not in path]
+def labels(paths):
+    """Label files and folders among them."""
+    return [path for path in paths if "labels" in path and "calseg_cli" not in path]
 
 
 def failed(ran, code):
@@ -129,21 +105,21 @@ def test_settings_come_from_the_file_too(folder, calseg):
 # Labels
 
 
-def test_pseudocal_opens_no_label_at_all(folder):
-    assert watched(folder, "calibrate", "--method", "pseudocal", "--max-items", "5") == []
+def test_pseudocal_opens_no_label_at_all(folder, opened):
+    assert labels(opened(folder, "calibrate", "--method", "pseudocal", "--max-items", "5")) == []
 
 
 def test_pseudocal_needs_neither_the_source_nor_a_label(folder, calseg):
     shutil.rmtree(folder / "data/source")
-    for labels in (folder / "data/target").glob("*/labels"):
-        shutil.rmtree(labels)
+    for closed in (folder / "data/target").glob("*/labels"):
+        shutil.rmtree(closed)
     ran = calseg("calibrate", "--method", "pseudocal", "--max-items", "5", "--json", cwd=folder)
     assert ran.code == 0, ran.err
     assert ran.json["labels"] == "none"
 
 
-def test_the_others_open_labels_of_the_source_alone(folder):
-    seen = watched(folder, "calibrate", "--method", "temperature", "--force", "--max-items", "3")
+def test_the_others_open_labels_of_the_source_alone(folder, opened):
+    seen = labels(opened(folder, "calibrate", "--method", "temperature", "--force", "--max-items", "3"))
     assert seen
     assert not any("target" in path for path in seen)
 

@@ -10,22 +10,6 @@ from calseg_cli.artifacts.reader import open_artifact
 MADE = "runs/sample/5-prototypes/pretrain-target-train.h5"
 
 
-@pytest.fixture(scope="module")
-def predicted(trained, tmp_path_factory, calseg):
-    """The trained folder with logits of target train and no target label; copy it before changing it (`folder`)."""
-    folder = tmp_path_factory.mktemp("predicted") / "w"
-    shutil.copytree(trained, folder)
-    ran = calseg("predict", "--split", "train", cwd=folder)
-    assert ran.code == 0, ran.err
-    return folder
-
-
-@pytest.fixture
-def folder(predicted, tmp_path):
-    shutil.copytree(predicted, tmp_path / "w")
-    return tmp_path / "w"
-
-
 def test_the_table_and_the_next_step(folder, calseg):
     ran = calseg("calibrate-prototypes", cwd=folder)
     assert ran.code == 0, ran.err

@@ -16,22 +16,6 @@ from calseg_cli.artifacts.reader import open_artifact
 LABELS = "runs/sample/5-predict/pretrain-target-train-pseudo.h5"
 
 
-@pytest.fixture(scope="module")
-def predicted(trained, tmp_path_factory, calseg):
-    """The trained folder with logits of target train; copy it before changing anything (`folder`)."""
-    folder = tmp_path_factory.mktemp("predicted") / "w"
-    shutil.copytree(trained, folder)
-    ran = calseg("predict", "--split", "train", cwd=folder)
-    assert ran.code == 0, ran.err
-    return folder
-
-
-@pytest.fixture
-def folder(predicted, tmp_path):
-    shutil.copytree(predicted, tmp_path / "w")
-    return tmp_path / "w"
-
-
 def test_the_table_and_the_next_step(folder, calseg):
     ran = calseg("pseudo-label", cwd=folder)
     assert ran.code == 0, ran.err
@@ -160,32 +144,11 @@ def test_stopped_and_resumed_is_the_unbroken_result(folder, calseg, rule, signum
     assert not list(folder.glob("*.partial"))
 
 
-WATCH = """
-import sys
-seen = []
-def hook(event, arguments):
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str):
-        seen.append(arguments[0])
-sys.addaudithook(hook)
-from calseg_cli.app import main
-sys.argv = ["calseg", *sys.argv[1:]]
-try:
-    main()
-finally:
-    sys.stderr.write("".join(f"SEEN {path}\\n" for path in seen))
-"""
-
-
-def test_no_label_is_opened_or_listed(folder, calseg):
+def test_no_label_is_opened_or_listed(folder, calseg, opened):
     """Of the target's test split, which has labels."""
     assert calseg("predict", "--split", "test", cwd=folder).code == 0
     logits = "runs/sample/5-predict/pretrain-target-test.h5"
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, "pseudo-label", "--png", "--logits", logits],
-        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    seen = [line.removeprefix("SEEN ") for line in done.stderr.splitlines() if line.startswith("SEEN ")]
+    seen = opened(folder, "pseudo-label", "--png", "--logits", logits)
     assert any(path.endswith(".png") and "images" in path for path in seen)
     assert [path for path in seen if "data/target" in path and "labels" in path] == []
 
