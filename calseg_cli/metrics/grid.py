@@ -39,7 +39,10 @@ class Grid:
     @property
     def plain(self) -> bool:
         """Whether every pixel is a cell."""
-        return self.native_hw == self.out_hw and not (self.rows.weight_high.any() or self.columns.weight_high.any())
+        return self.native_hw == self.out_hw and all(
+            np.array_equal(side.low, np.arange(len(side))) and not side.weight_high.any()
+            for side in (self.rows, self.columns)
+        )
 
 
 def bilinear_grid(native_hw: Size, out_hw: Size, *, keep: Size | None = None, align_corners: bool = False) -> Grid:

@@ -55,6 +55,14 @@ def test_a_pixel_for_every_cell_changes_nothing():
     assert not bilinear_grid((2, 2), (4, 4), keep=(2, 2)).plain
 
 
+def test_a_part_of_an_enlargement_is_not_taken_for_the_grid_itself():
+    """As many pixels kept as there are cells, each on a cell: but two of them on the first."""
+    logits = torch.tensor([[[1.0], [2.0]]])
+    grid = bilinear_grid((2, 1), (6, 1), keep=(2, 1))
+    assert not grid.plain
+    assert enlarge(logits, grid).flatten().tolist() == [1.0, 1.0]
+
+
 def test_corners_meet_where_they_are_aligned():
     logits = torch.randn(2, 5, 4)
     full = enlarge(logits, bilinear_grid((5, 4), (33, 29), align_corners=True))
