@@ -1,5 +1,6 @@
 """Owns what calibrators have in common: what they tell of themselves, and how their arrays are checked."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,9 +29,9 @@ class Calibrator(Correction):
         """The method's name and its origin."""
         return {"method": self.method, **self.origin}
 
+    @abstractmethod
     def parameters(self) -> dict[str, float | str]:
         """The fitted numbers that are worth a line each."""
-        raise NotImplementedError
 
     def describe(self) -> str:
         """The method, its numbers, and what it was fitted on."""
