@@ -22,7 +22,16 @@ from calseg_cli.methods import ADAPTATIONS, build_adaptation
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pretrain import Trained
-from calseg_cli.stages.run_folder import LOG, NETWORK, RunFolder, claim, find_network, release, run_folder, sole_writer
+from calseg_cli.stages.run_folder import (
+    LOG,
+    NETWORK,
+    claim,
+    find_network,
+    release,
+    run_folder,
+    sole_writer,
+    source_network,
+)
 from calseg_cli.stages.training import StageFolder
 
 OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
@@ -35,7 +44,7 @@ def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bo
     if name not in ADAPTATIONS:
         raise ConfigError(f"unknown method {name!r}", f"known: {', '.join(ADAPTATIONS)}")
     run = run_folder(resolved)
-    start = find_network(run, checkpoint) if checkpoint else _source_network(run)
+    start = find_network(run, checkpoint) if checkpoint else source_network(run)
     device = choose_device(config.device)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     loaded = load_network(start, device, resolved)
@@ -95,10 +104,6 @@ def _check_start(result: Path, loaded: LoadedNetwork) -> None:
             f"{loaded.digest[:19]}",
             "--force adapts the present one, --name starts another run",
         )
-
-
-def _source_network(run: RunFolder) -> Path:
-    return find_network(run, str(run.pretrain / NETWORK))
 
 
 def _network_options(section: Any, name: str) -> dict[str, Any]:

@@ -29,6 +29,16 @@ class RunFolder:
         """Supervised training on the source."""
         return self.root / "1-pretrain"
 
+    @property
+    def select(self) -> Path:
+        """The checkpoint of a training run that was chosen, and the scores of all."""
+        return self.root / "2-select"
+
+    @property
+    def valuenet(self) -> Path:
+        """The value net, which expects a calibration error of each image."""
+        return self.root / "3-valuenet"
+
     def adapt(self, method: str) -> Path:
         """Adaptation by one method."""
         return self.root / f"4-adapt-{method}"
@@ -50,7 +60,7 @@ class RunFolder:
 
     def networks(self) -> list[Path]:
         """Every finished network of the run, the most recently written first."""
-        found = [self.pretrain / NETWORK, *self.root.glob(f"4-adapt-*/{NETWORK}")]
+        found = [self.pretrain / NETWORK, self.select / NETWORK, *self.root.glob(f"4-adapt-*/{NETWORK}")]
         whole = [path for path in found if path.exists() and not path.parent.name.endswith(_ASIDE)]
         return sorted(whole, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
@@ -79,6 +89,16 @@ def find_network(run: RunFolder, asked: str | None) -> Path:
     if path.is_file() or not named:
         return _existing(path, run)
     return named[0]
+
+
+def source_network(run: RunFolder) -> Path:
+    """The network that was trained on the source: the chosen checkpoint, unless training was done again since.
+
+    Raises ArtifactError where there is neither.
+    """
+    places = (run.pretrain / NETWORK, run.select / NETWORK)
+    trained = [path for path in run.networks() if path in places]
+    return trained[0] if trained else _existing(run.pretrain / NETWORK, run)
 
 
 def _existing(path: Path, run: RunFolder) -> Path:

@@ -14,6 +14,7 @@ from calseg_cli.stages.run_folder import (
     release,
     short_name,
     sole_writer,
+    source_network,
 )
 
 
@@ -82,3 +83,17 @@ def test_one_writer_at_a_time_and_no_stale_lock(run):
         pass
     with sole_writer(run.pretrain), sole_writer(run.adapt("adabn")):
         assert not run.pretrain.exists()
+
+
+def test_the_source_network_is_the_chosen_checkpoint_unless_training_was_done_again(run):
+    with pytest.raises(ArtifactError, match="1-pretrain"):
+        source_network(run)
+    trained = network(run.pretrain, 10)
+    assert source_network(run) == trained
+    network(run.adapt("adabn"), 1)
+    assert source_network(run) == trained
+    chosen = network(run.select, 5)
+    assert source_network(run) == chosen
+    assert find_network(run, "select") == chosen
+    os.utime(trained, (2000, 2000))
+    assert source_network(run) == trained
