@@ -29,6 +29,8 @@ from calseg_cli.commands import (
 from calseg_cli.commands import calibrate_prototypes as prototypes_command
 from calseg_cli.commands import pseudo_label as pseudo_label_command
 from calseg_cli.commands import sample_data as sample_data_command
+from calseg_cli.commands import select_checkpoint_by_ECE as select_command
+from calseg_cli.commands import train_valuenet as valuenet_command
 from calseg_cli.commands._artifact_export import export as artifact_export
 from calseg_cli.commands._artifact_import import import_ as artifact_import
 from calseg_cli.commands._session import forget_stdout, with_session
@@ -45,6 +47,12 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     "sample-data": (sample_data_command.sample_data, DATA, "Write two drawn street domains and a calseg.yaml."),
     "init": (init.init, DATA, "Write a commented calseg.yaml to start from."),
     "pretrain": (pretrain.pretrain, STAGES, "Train a network on the labelled source domain."),
+    "select-checkpoint-by-ECE": (
+        select_command.select_checkpoint,
+        STAGES,
+        "Choose the checkpoint with the lowest ECE.",
+    ),
+    "train-valuenet": (valuenet_command.train_valuenet, STAGES, "Train a net that expects its calibration error."),
     "adapt": (adapt.adapt, STAGES, "Adapt it to the unlabelled target domain."),
     "predict": (predict.predict, STAGES, "Write its logits as an artifact, and pictures."),
     "pseudo-label": (pseudo_label_command.pseudo_label, STAGES, "Labels from logits, ignored where not believed."),
@@ -60,7 +68,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
     "inspect": (inspect.inspect, LOOK, "What a file of calseg's holds."),
 }
 """Each command in the order of data: its function, its panel, and its line in the list of commands."""
-ALIASES = {"eval": "evaluate"}
+ALIASES = {
+    "eval": "evaluate",
+    "select-checkpoint-by-ece": "select-checkpoint-by-ECE",
+    "select-checkpoint": "select-checkpoint-by-ECE",
+}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": ("Check the datasets.", {"check": data.check}),
     "artifact": (

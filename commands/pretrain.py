@@ -25,6 +25,18 @@ def pretrain(
         str | None, typer.Option(help="tiny, efficientnet-lite0, deeplabv2, segformer or package.module:callable.")
     ] = None,
     init: Annotated[str | None, typer.Option(help="default, none, imagenet, or a file of weights.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Trained network to start from: a checkpoint, a run, or RUN/STAGE such as a/select."
+        ),
+    ] = None,
+    ece_weight: Annotated[
+        float | None, typer.Option(help="Weight of the calibration error in the loss.", rich_help_panel=PANEL)
+    ] = None,
+    ece_start_step: Annotated[
+        int | None, typer.Option(help="Step from which it counts.", rich_help_panel=PANEL)
+    ] = None,
     name: Name = None,
     seed: Seed = None,
     device: Device = None,
@@ -44,6 +56,9 @@ def pretrain(
             "pretrain.lr": lr,
             "pretrain.head_lr": head_lr,
             "pretrain.amp": amp,
+            "pretrain.from_checkpoint": start,
+            "pretrain.ece.weight": ece_weight,
+            "pretrain.ece.start_step": ece_start_step,
             "network.name": network,
             "network.init": init,
             "name": name,

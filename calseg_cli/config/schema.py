@@ -12,7 +12,9 @@ from calseg_cli.config.methods import Adapt
 from calseg_cli.config.prototypes import PrototypeSection
 from calseg_cli.config.pseudo_label import PseudoLabel
 from calseg_cli.config.section import Section, key, section
+from calseg_cli.config.select import Select
 from calseg_cli.config.training import Pretrain
+from calseg_cli.config.valuenet import ValueNetSection
 from calseg_cli.config.values import (
     Bool,
     Condition,
@@ -125,6 +127,8 @@ class Config(Section):
     target: Domain | None = key(None, "The domain to carry the network to.")
     network: Network = section(Network, "Which network, and the weights it starts from.")
     pretrain: Pretrain = section(Pretrain, "Supervised training on the source.")
+    select: Select = section(Select, "The choice of one checkpoint among several.")
+    valuenet: ValueNetSection = section(ValueNetSection, "A net that expects an image's calibration error.")
     predict: Predict = section(Predict, "Logits as an artifact.")
     pseudo_label: PseudoLabel = section(PseudoLabel, "Labels from logits, where they are believed.")
     prototypes: PrototypeSection = section(PrototypeSection, "Labels by the nearest soft-label prototype.")

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from calseg_cli.config.section import Section, key, section
-from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Positive, Probability, Range, Size
+from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Positive, Probability, Range, Size, Text
 
 
 class Augment(Section):
@@ -17,9 +17,30 @@ class Augment(Section):
     blur: Probability = key(0.0, "Probability of a Gaussian blur, 0 to 1.")
 
 
+class CalibrationTerm(Section):
+    """The calibration error as a term of the loss (Cal-SFDA, Wang et al. 2023, arXiv 2308.03003)."""
+
+    weight: Float = key(0.0, "Weight beside the cross-entropy; 0 leaves the term out, 1 is the paper's.", ge=0)
+    start_step: Int = key(0, "Step from which it counts; the cross-entropy alone before; at least 0.", ge=0)
+    over: Literal["class", "image"] = key(
+        "class", "Whose error: of each true class's pixels, mean over classes; or of all the image's pixels."
+    )
+    bins: Int = key(10, "Bins of equal width; 1 to 1000.", ge=1, le=1000)
+    binning: Literal["hard", "soft"] = key(
+        "hard", "hard: a pixel is in one bin. soft: by its distance in neighbours too, differentiable, slower."
+    )
+    temperature: Positive = key(1e-5, "Smoothing of the largest probability; above 0, at most 1.", le=1)
+    absent: Literal["count", "skip"] = key(
+        "count", "Classes that an image does not hold, over: class: count as 0, or skip."
+    )
+
+
 class Pretrain(Section):
     """How the network is trained on the labelled source."""
 
+    from_checkpoint: Text | None = key(
+        None, "Network to start from: a checkpoint, a run, RUN/STAGE, or a stage of this run. null: network.init."
+    )
     steps: Int = key(600, "Optimiser steps; at least 1.", ge=1)
     batch_size: Int = key(4, "Images a batch; at least 1.", ge=1)
     optimizer: Literal["adamw", "sgd"] = key("adamw", "adamw or sgd.")
@@ -44,4 +65,5 @@ class Pretrain(Section):
     checkpoint_every: Int = key(200, "Steps from one resumable state to the next; 0 only when stopped.", ge=0)
     keep: Literal["all", "last"] = key("all", "Networks to keep: all validated ones, or the last.")
     log_every: Int = key(20, "Steps from one line of the log to the next; at least 1.", ge=1)
+    ece: CalibrationTerm = section(CalibrationTerm, "The calibration error as a term of the loss; off by default.")
     augment: Augment = section(Augment, "How training images are varied.")

@@ -30,7 +30,10 @@ class SegmentationDataset(Dataset[Sample]):
     """Images, read when asked for; labels only with `with_labels`, which needs one for every image.
 
     `size` (height, width) is the network's input size, None the image's own. Can be pickled; holds no open file.
+    `pseudo` says that the labels were made by a network and not by a person.
     """
+
+    pseudo = False
 
     def __init__(self, items: Sequence[Item], layout: Layout, *, size: Size | None, with_labels: bool) -> None:
         bare = [item.id for item in items if item.label is None]

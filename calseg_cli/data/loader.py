@@ -21,7 +21,10 @@ _ORDER, _CHANGES = 0, 1  # what a random stream is for
 
 @dataclass
 class Batch:
-    """Images (B,3,H,W) float32 RGB in [0,1] and labels (B,H,W) int64; None where the work has no such domain."""
+    """Images (B,3,H,W) float32 RGB in [0,1] and labels (B,H,W) int64; None where the work has no such domain.
+
+    `target_labels` are pseudo-labels, 255 where none is believed; never what was annotated.
+    """
 
     step: int
     source_images: Tensor | None
@@ -29,6 +32,7 @@ class Batch:
     target_images: Tensor | None
     source_ids: tuple[str, ...]
     target_ids: tuple[str, ...]
+    target_labels: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on a device."""
@@ -37,6 +41,7 @@ class Batch:
             source_images=_moved(self.source_images, device),
             source_labels=_moved(self.source_labels, device),
             target_images=_moved(self.target_images, device),
+            target_labels=_moved(self.target_labels, device),
         )
 
 
@@ -81,6 +86,7 @@ class TrainStream:
             _images(target),
             tuple(sample.id for sample in source),
             tuple(sample.id for sample in target),
+            _labels(target) if self.target is not None and self.target.pseudo else None,
         )
 
     def _samples(self, dataset: SegmentationDataset | None, domain: int, step: int) -> list[Sample]:

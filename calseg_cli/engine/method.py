@@ -29,9 +29,12 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset()
-    """What a batch must carry, of {"source", "target", "labels"}; checked before anything is loaded."""
+    """What a batch must carry, of {"source", "target", "labels", "pseudo_labels"}; checked before anything is loaded.
+    """
     sweeps: ClassVar[bool] = False
     """True for a method that looks once at every target image, unaugmented, in place of a number of random steps."""
+    remeasures: ClassVar[bool] = False
+    """True where the running statistics of what is deployed are measured again over all target images at the end."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,14 +1,16 @@
 """Owns the papers: one file each, none imports another."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from calseg_cli.engine.method import Method
 from calseg_cli.methods.adabn import AdaBN
+from calseg_cli.methods.calsfda import CalSFDA
+from calseg_cli.methods.cbst import CBST
+from calseg_cli.methods.tent import Tent
 
-ADAPTATIONS: dict[str, Callable[..., Method]] = {AdaBN.name: AdaBN}
+ADAPTATIONS: dict[str, type[Method]] = {kind.name: kind for kind in (AdaBN, Tent, CBST, CalSFDA)}
 """What `calseg adapt --method` takes."""
 
 

@@ -77,6 +77,20 @@ def believed_labels(image: Votes, thresholds: Thresholds) -> Tensor:
     return labels.masked_fill_(~(image.confidence.double() >= wanted), IGNORE)
 
 
+def locally_believed(image: Votes, labels: Tensor, portion: float) -> Tensor:
+    """Labels (H,W) with the image's own surest pixels believed besides: `portion` of them, ties included.
+
+    You et al. 2021 (LDBE) and Cal-SFDA's code; it goes past the balance of classes.
+
+    >>> image = Votes(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.6]]))
+    >>> locally_believed(image, torch.tensor([[255, 255]], dtype=torch.uint8), 0.5).tolist()
+    [[255, 1]]
+    """
+    wanted = ceil(Fraction(str(portion)) * image.confidence.numel())
+    lowest = image.confidence.flatten().kthvalue(image.confidence.numel() - wanted + 1).values
+    return torch.where(image.confidence >= lowest, image.classes.to(torch.uint8), labels)
+
+
 def class_pixels(labels: Tensor, num_classes: int) -> Counts:
     """How many pixels (C,) int64 have each class; ignored ones count for none."""
     counts: Counts = torch.bincount(labels.flatten().long(), minlength=IGNORE + 1)[:num_classes].cpu().numpy()

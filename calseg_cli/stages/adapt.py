@@ -1,6 +1,8 @@
 """Owns `calseg adapt`: a trained network and unlabelled target images become an adapted network."""
 
 import sys
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,22 @@ import torch
 from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Resolved
-from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import sweep as sweep_images
 from calseg_cli.engine.batch_statistics import batch_norms
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
+from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import sweep
 from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods import ADAPTATIONS, build_adaptation
+from calseg_cli.methods.round_self_training import RoundSelfTraining
+from calseg_cli.stages.adapt_rounds import Rounds
+from calseg_cli.stages.corrections import Loaded, check_fit
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pretrain import Trained
+from calseg_cli.stages.round_pass import target_road
 from calseg_cli.stages.run_folder import (
     LOG,
     NETWORK,
@@ -32,28 +37,46 @@ from calseg_cli.stages.run_folder import (
     sole_writer,
     source_network,
 )
+from calseg_cli.stages.target_training import Setting, remeasure, train_on_target
 from calseg_cli.stages.training import StageFolder
+from calseg_cli.stages.value_nets import VALUE_NET, LoadedValueNet, load_value_net
 
 OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
 
 
-def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bool, progress: Progress) -> Trained:
-    """Adapt the run's source network (or `checkpoint`) to the target's images; no label of the target is opened."""
+def adapt(
+    resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
+    *,
+    checkpoint: str | None,
+    value_net: Path | None = None,
+    resume: bool,
+    force: bool,
+    progress: Progress,
+) -> Trained:
+    """Adapt the run's source network (or `checkpoint`) to the target's images; no label of the target is opened.
+
+    Corrections act on the logits that pseudo-labels are made of. Raises ConfigError for what the method cannot use.
+    """
     config = resolved.config
     name = config.adapt.method
     if name not in ADAPTATIONS:
         raise ConfigError(f"unknown method {name!r}", f"known: {', '.join(ADAPTATIONS)}")
+    kind = ADAPTATIONS[name]
+    _check_use(kind, corrections, value_net, resolved)
     run = run_folder(resolved)
     start = find_network(run, checkpoint) if checkpoint else source_network(run)
     device = choose_device(config.device)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     loaded = load_network(start, device, resolved)
     domain = open_domain(resolved, config.adapt.domain, loaded.class_names)
-    method = build_adaptation(name, loaded.network, **_network_options(config.adapt, name))
+    method = build_adaptation(name, loaded.network, **_own_options(resolved))
+    guide = _guide(value_net or run.valuenet / VALUE_NET, loaded, device) if _guided(resolved) else None
     images = domain.dataset(config.adapt.split, with_labels=False)
     folder = run.adapt(name)
+    facts = _facts(resolved, loaded, guide, corrections, str(device), folder)
     stage = StageFolder(
-        folder, _facts(resolved, loaded, name, str(device), folder), resolved, may_change=("pretrain.",)
+        folder, facts, resolved, may_change=("pretrain.", "source.", "target.root"), must_stay=("target.",)
     )
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder, resume=resume, force=force):
@@ -62,26 +85,24 @@ def adapt(resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bo
             progress.note(f"{folder} is finished already; nothing to do")
             return _finished(folder)
         _note_layers(method, loaded, progress)
-        stage.begin(resume=False)
-        _sweep(method, images, resolved, device, progress, stop)
-        stage.log({"event": "adapted", "method": name, "images": len(images), "step": 0})
-        stage.finish(0, method.deployed(), None)
+        setting = Setting(resolved, loaded, images, device, progress, stop)
+        for one in corrections:
+            check_fit(one, loaded.class_names, target_road(setting).protocol)
+        if method.sweeps:
+            _sweep(setting, method, stage)
+        elif isinstance(method, RoundSelfTraining):
+            Rounds(setting, stage, _own_options(resolved), guide=guide, corrections=corrections).run(resume=resume)
+        else:
+            _train(setting, method, stage, resume=resume)
         release(folder)
     return _finished(folder)
 
 
-def _sweep(
-    method: Method,
-    images: SegmentationDataset,
-    resolved: Resolved,
-    device: torch.device,
-    progress: Progress,
-    stop: StopRequest,
-) -> None:
+def _sweep(setting: Setting, method: Method, stage: StageFolder) -> None:
     """Show the method every image, `passes` times, each pass in an order of its own."""
-    config = resolved.config
-    options = getattr(config.adapt, method.name)
-    progress.start(f"adapting ({method.name})", len(images) * options.passes)
+    config, options, images = setting.resolved.config, setting.options, setting.images
+    stage.begin(resume=False)
+    setting.progress.start(f"adapting ({method.name})", len(images) * options.passes)
     for number in range(options.passes):
         batches = sweep_images(
             images,
@@ -89,10 +110,50 @@ def _sweep(
             workers=config.workers,
             shuffle_seed=config.seed + number if options.shuffle else None,
         )
-        sweep(method, batches, device=device, progress=progress, stop=stop)
-        if stop:
-            raise stop.error(f"stopped before the end of {method.name}; no network was written", "run it again")
-    progress.finish()
+        sweep(method, batches, device=setting.device, progress=setting.progress, stop=setting.stop)
+        if setting.stop:
+            raise setting.stop.error(f"stopped before the end of {method.name}; no network was written", "run it again")
+    setting.progress.finish()
+    stage.log({"event": "adapted", "method": method.name, "images": len(images), "step": 0})
+    stage.finish(0, method.deployed(), None)
+
+
+def _train(setting: Setting, method: Method, stage: StageFolder, *, resume: bool) -> None:
+    """The method's steps, one after another, and the statistics again at the end."""
+    seed = setting.resolved.config.seed
+
+    def conclude() -> None:
+        if method.remeasures:
+            remeasure(setting, "measuring the statistics again")
+
+    train_on_target(setting, stage, method, setting.images, seed=seed, resume=resume, conclude=conclude)
+
+
+def _check_use(kind: type[Method], corrections: Sequence[Loaded], value_net: Path | None, resolved: Resolved) -> None:
+    if corrections and not issubclass(kind, RoundSelfTraining):
+        raise ConfigError(
+            f"{corrections[0].path}: {kind.name} makes no pseudo-labels that it could correct",
+            "--prototypes and --calibrator are for cbst and calsfda; predict and evaluate take them after any method",
+        )
+    if value_net is not None and not _guided(resolved):
+        raise ConfigError(f"--valuenet {value_net}: nothing asks it", "it guides --method calsfda --guidance value-net")
+
+
+def _guided(resolved: Resolved) -> bool:
+    adapt = resolved.config.adapt
+    return getattr(getattr(adapt, adapt.method), "guidance", "none") == "value-net"
+
+
+def _guide(path: Path, loaded: LoadedNetwork, device: torch.device) -> LoadedValueNet:
+    """The value net of this network, or of the one that it was adapted from. Raises ArtifactError."""
+    if not path.exists():
+        raise ArtifactError(
+            f"there is no value net {path}", "calseg train-valuenet makes one; --guidance none adapts without"
+        )
+    parent = loaded.checkpoint.facts.get("provenance", {}).get("parents", {}).get("checkpoint")
+    made_for = read_facts(path).get("provenance", {}).get("parents", {}).get("checkpoint")
+    known = parent is not None and made_for == parent
+    return load_value_net(path, parent if known else loaded.digest, device)
 
 
 def _check_start(result: Path, loaded: LoadedNetwork) -> None:
@@ -106,13 +167,11 @@ def _check_start(result: Path, loaded: LoadedNetwork) -> None:
         )
 
 
-def _network_options(section: Any, name: str) -> dict[str, Any]:
-    """A method's own options, without those that say how images are fed to it."""
-    return {
-        key: value
-        for key, value in getattr(section, name).model_dump().items()
-        if key not in ("batch_size", "passes", "shuffle")
-    }
+def _own_options(resolved: Resolved) -> dict[str, Any]:
+    """The options of its section that the method itself takes; the others say how it is fed."""
+    adapt = resolved.config.adapt
+    takes = signature(ADAPTATIONS[adapt.method]).parameters
+    return {key: value for key, value in getattr(adapt, adapt.method).model_dump().items() if key in takes}
 
 
 def _note_layers(method: Method, loaded: LoadedNetwork, progress: Progress) -> None:
@@ -125,9 +184,20 @@ def _note_layers(method: Method, loaded: LoadedNetwork, progress: Progress) -> N
         )
 
 
-def _facts(resolved: Resolved, loaded: LoadedNetwork, name: str, device: str, folder: Path) -> dict[str, Any]:
+def _facts(
+    resolved: Resolved,
+    loaded: LoadedNetwork,
+    guide: LoadedValueNet | None,
+    corrections: Sequence[Loaded],
+    device: str,
+    folder: Path,
+) -> dict[str, Any]:
+    parents = {"checkpoint": loaded.digest, **{one.role: one.digest for one in corrections}}
+    files = {"checkpoint": loaded.checkpoint.path, **{one.role: one.path for one in corrections}}
+    if guide is not None:
+        parents["value_net"], files["value_net"] = guide.digest, guide.path
     return {
-        "stage": f"adapt-{name}",
+        "stage": f"adapt-{resolved.config.adapt.method}",
         "network": loaded.checkpoint.facts["network"],
         "classes": loaded.checkpoint.facts["classes"],
         "config": resolved.to_dict(),
@@ -135,12 +205,13 @@ def _facts(resolved: Resolved, loaded: LoadedNetwork, name: str, device: str, fo
             sys.argv,
             seed=resolved.config.seed,
             config_digest=resolved.digest,
-            parents={"checkpoint": loaded.digest},
-            files={"checkpoint": beside(loaded.checkpoint.path, folder)},
+            parents=parents,
+            files={role: beside(path, folder) for role, path in files.items()},
             device=device,
         ),
     }
 
 
 def _finished(folder: Path) -> Trained:
-    return Trained(folder / NETWORK, folder / LOG, {}, int(read_facts(folder / NETWORK)["step"]))
+    facts = read_facts(folder / NETWORK)
+    return Trained(folder / NETWORK, folder / LOG, facts.get("scores") or {}, int(facts["step"]))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from calseg_cli.artifacts.provenance import provenance
+from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Pretrain, Resolved
 from calseg_cli.data.catalog import IGNORE
@@ -22,18 +22,33 @@ from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Plan
-from calseg_cli.errors import ConfigError, DataError
-from calseg_cli.methods.source import Source, inverse_frequency_weights
+from calseg_cli.errors import ArtifactError, ConfigError, DataError
+from calseg_cli.methods.source import CalibrationTerm, Source, inverse_frequency_weights
 from calseg_cli.metrics.scores import read_scores
 from calseg_cli.networks.build import build_network
 from calseg_cli.stages.domains import open_domain, source_classes
 from calseg_cli.stages.measuring import measure
-from calseg_cli.stages.networks import network_facts
-from calseg_cli.stages.run_folder import LOG, NETWORK, claim, release, run_folder, sole_writer
+from calseg_cli.stages.networks import LoadedNetwork, load_network, network_facts
+from calseg_cli.stages.run_folder import (
+    LOG,
+    NETWORK,
+    RESUME,
+    RunFolder,
+    claim,
+    find_network,
+    release,
+    run_folder,
+    sole_writer,
+    source_network,
+)
 from calseg_cli.stages.tally_file import write_tally
 from calseg_cli.stages.training import StageFolder, run_loop
 
 OUT_OF_MEMORY = "lower --batch-size (and raise --accumulate), set a smaller source.size or crop, or --amp bf16"
+
+START = "start"
+"""The role among a network's parents of the one whose weights it started from. Not "checkpoint": by that an adapted
+network names the one whose value net it may use."""
 
 _TOLD = {"miou": "mIoU", "ece": "ECE", "nll": "NLL"}
 _MAY_CHANGE = (
@@ -60,7 +75,7 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
     """Train the configured network on the source's train split.
 
     Validates on the source's val split where there is one. Every error a user can cause is raised before the first
-    step where it can be known then.
+    step where it can be known then. With `from_checkpoint` it starts from that network, head and all.
     """
     config, options = resolved.config, resolved.config.pretrain
     folder = run_folder(resolved).pretrain
@@ -71,10 +86,14 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
     validation = _validation(domain.dataset, progress)
     device = choose_device(config.device)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    network = build_network(
-        config.network.name, len(layout.class_names), init=config.network.init, options=config.network.options
+    start = _start(resolved, folder, resume=resume)
+    network = start.network if start is not None else _new_network(resolved, len(layout.class_names))
+    method = Source(
+        network,
+        class_weights=_class_weights(options, training),
+        label_smoothing=options.label_smoothing,
+        ece=CalibrationTerm(**options.ece.model_dump()),
     )
-    method = Source(network, class_weights=_class_weights(options, training), label_smoothing=options.label_smoothing)
     stream = TrainStream(
         training,
         None,
@@ -89,7 +108,14 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
             "stage": "pretrain",
             **network_facts(config.network.name, config.network.options, layout),
             "config": resolved.to_dict(),
-            "provenance": provenance(sys.argv, seed=config.seed, config_digest=resolved.digest, device=str(device)),
+            "provenance": provenance(
+                sys.argv,
+                seed=config.seed,
+                config_digest=resolved.digest,
+                parents={} if start is None else {START: start.digest},
+                files={} if start is None else {START: beside(start.checkpoint.path, folder)},
+                device=str(device),
+            ),
         },
         resolved,
         may_change=_MAY_CHANGE,
@@ -113,6 +139,60 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
         )
         release(folder)
     return _finished(folder)
+
+
+def _new_network(resolved: Resolved, classes: int) -> nn.Module:
+    wanted = resolved.config.network
+    return build_network(wanted.name, classes, init=wanted.init, options=wanted.options)
+
+
+def _start(resolved: Resolved, folder: Path, *, resume: bool) -> LoadedNetwork | None:
+    """The trained network to begin with, where one is named. Raises ArtifactError: not there, or not of this kind."""
+    asked = resolved.config.pretrain.from_checkpoint
+    if asked is None:
+        return None
+    path = _find_start(asked, resolved)
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(
+            f"{path} is what this command would replace", "--name starts a run of its own from it, and keeps both"
+        )
+    loaded = load_network(path, torch.device("cpu"), resolved)
+    _check_start(loaded, resolved)
+    if resume:
+        _check_same_start(loaded, folder)
+    return loaded
+
+
+def _find_start(asked: str, resolved: Resolved) -> Path:
+    """A path; a run beside this one, or a stage of it as RUN/STAGE; else a stage of this run."""
+    name, _, stage = asked.partition("/")
+    other = RunFolder(resolved.config.runs / name)
+    is_path = Path(asked).is_file() or (Path(asked) / NETWORK).is_file()
+    if name and not is_path and other.root.is_dir():
+        return find_network(other, stage) if stage else source_network(other)
+    return find_network(run_folder(resolved), asked)
+
+
+def _check_start(loaded: LoadedNetwork, resolved: Resolved) -> None:
+    wanted, found = resolved.config.network, loaded.checkpoint.facts["network"]
+    pairs = (("name", found["name"], wanted.name), ("options", found["options"], wanted.options))
+    for key, there, here in pairs:
+        if there != here:
+            raise ArtifactError(
+                f"{loaded.checkpoint.path} does not fit network.{key}: {there!r} there, {here!r} in the configuration",
+                f"set network.{key} to the checkpoint's, or leave --from out",
+            )
+
+
+def _check_same_start(loaded: LoadedNetwork, folder: Path) -> None:
+    """Refuse to go on with a run whose start has become another network since."""
+    for begun in (folder / RESUME, folder / NETWORK):
+        before = read_facts(begun).get("provenance", {}).get("parents", {}).get(START) if begun.exists() else None
+        if before not in (None, loaded.digest):
+            raise ArtifactError(
+                f"{begun} was started from another network than {loaded.checkpoint.path} holds now",
+                "start anew with --force, or another --name",
+            )
 
 
 def plan(options: Pretrain) -> Plan:

@@ -115,6 +115,8 @@ def short_name(checkpoint: Path, run: RunFolder) -> str:
         return checkpoint.parent.name.partition("-")[2]
     if checkpoint.parent.name == "checkpoints":
         return f"{checkpoint.parent.parent.name.partition('-')[2]}-{checkpoint.stem}"
+    if checkpoint.name == NETWORK and checkpoint.parent.name.startswith("round-"):
+        return f"{checkpoint.parent.parent.name.partition('-')[2]}-{checkpoint.parent.name}"
     return checkpoint.parent.name if checkpoint.name == NETWORK else checkpoint.stem
 
 

@@ -21,18 +21,32 @@ from calseg_cli.errors import ArtifactError, disk_errors
 from calseg_cli.stages.run_folder import LOG, NETWORK, RESUME
 
 Validate = Callable[[nn.Module, int], Mapping[str, Any]]
-_FREE_TO_CHANGE = ("runs", "name", "device", "workers", "threads", "predict.", "evaluate.", "target.")
+_FREE_TO_CHANGE = (
+    *("runs", "name", "device", "workers", "threads", "target."),
+    *("select.", "valuenet.", "predict.", "pseudo_label.", "prototypes.", "calibrate.", "evaluate."),
+)
 
 
 @dataclass
 class StageFolder:
-    """A training stage's files: log.jsonl, resume.safetensors, checkpoints/, config.yaml, network.safetensors."""
+    """A training stage's files: log.jsonl, resume.safetensors, checkpoints/, config.yaml, network.safetensors.
+
+    A resumed stage refuses another configuration than it began with, but for sections that it does not look at: some
+    common ones, and `may_change` besides; `must_stay` takes common ones back.
+    """
 
     path: Path
     facts: Mapping[str, Any]
     resolved: Resolved
     may_change: tuple[str, ...] = ()
+    must_stay: tuple[str, ...] = ()
     _log: list[dict[str, Any]] = field(default_factory=list)
+
+    def at(self, path: Path) -> "StageFolder":
+        """A folder within the stage, such as a round's, that tells the same facts."""
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        return StageFolder(path, self.facts, self.resolved, self.may_change, self.must_stay)
 
     def begin(self, *, resume: bool) -> State | None:
         """The state to go on from, or None at a fresh start. Raises ArtifactError when the configuration changed."""
@@ -56,7 +70,7 @@ class StageFolder:
 
     def _refuse_changes(self, before: Mapping[str, Any], file: Path, strict: tuple[str, ...] = ()) -> None:
         old, new = _leaves(before), _leaves(self.resolved.to_dict())
-        free = tuple(key for key in (*_FREE_TO_CHANGE, *self.may_change) if key not in strict)
+        free = tuple(key for key in (*_FREE_TO_CHANGE, *self.may_change) if key not in (*strict, *self.must_stay))
         changed = [
             f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted({*old, *new})
@@ -112,8 +126,12 @@ def run_loop(
     keep_all: bool,
     progress: Progress,
     stop: StopRequest,
+    conclude: Callable[[], None] | None = None,
 ) -> Path:
-    """Train to the end, or leave a resumable state and raise StoppedError with the signal's exit code."""
+    """Train to the end, or leave a resumable state and raise StoppedError with the signal's exit code.
+
+    `conclude` is done after the last step, to the network that is then validated and kept.
+    """
 
     def validate_now(step: int) -> Mapping[str, Any]:
         network = method.deployed()
@@ -136,6 +154,8 @@ def run_loop(
             f"stopped at step {done} of {plan.steps}; everything so far is in {folder.path / RESUME}",
             "the same command with --resume goes on from there",
         )
+    if conclude is not None:
+        conclude()
     scores = validate_now(done)
     return folder.finish(done, method.deployed(), scores)
 

@@ -35,6 +35,6 @@ def make_batch():
         labels = images.argmax(dim=1)
         labels[torch.rand(labels.shape, generator=generator) < ignore] = 255
         ids = tuple(f"{step}-{n}" for n in range(size))
-        return Batch(step, images, labels, images + 1, ids, ids)
+        return Batch(step, images, labels, images + 1, ids, ids, target_labels=labels)
 
     return make

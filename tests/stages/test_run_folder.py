@@ -41,6 +41,7 @@ def test_the_newest_network_is_found_and_others_by_name_or_path(run):
     assert find_network(run, str(run.pretrain)) == first
     assert [short_name(path, run) for path in (first, second)] == ["pretrain", "adapt-adabn"]
     assert short_name(run.pretrain / "checkpoints/step-000200.safetensors", run) == "pretrain-step-000200"
+    assert short_name(run.adapt("cbst") / "round-1" / NETWORK, run) == "adapt-cbst-round-1"
 
 
 def test_what_is_not_there_is_named_with_what_is(run):

@@ -1,0 +1,157 @@
+"""Owns the comparison of adaptations on trained runs: what docs/results/calsfda.json holds.
+
+    calseg init --sample camvid_day_to_dusk && calseg pretrain && calseg train-valuenet
+    python benchmarks/adaptation_study.py FOLDER [FOLDER ...] --out docs/results/calsfda.json
+    python benchmarks/adaptation_study.py --show docs/results/calsfda.json     # the tables of docs/calsfda.md
+
+FOLDER holds the configuration and the run of one pair. Each method adapts the source network to the target's images
+under a run name of its own and is measured on the target's test split; every record has pair, method, seed, miou, macc,
+ece, nll with 95 % intervals over images and the paired difference to AdaBN. Labels of the target measure, nothing else.
+`--seeds` adapts with those seeds from the one source network; `--methods` picks from the list. What is there already is
+not done again, so a stopped study goes on. The commands are those a person would type.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+KEYS = ("miou", "macc", "accuracy", "ece", "signed_gap", "nll")
+LAST = ("--choose", "last")
+PAPER = tuple(
+    word for setting in ("softness=none", "anchor=0", "average=1.0") for word in ("--set", f"adapt.calsfda.{setting}")
+)
+METHODS: dict[str, tuple[str, ...]] = {
+    "source-only": (),
+    "adabn": ("--method", "adabn"),
+    "tent": ("--method", "tent"),
+    "cbst": ("--method", "cbst"),
+    "cbst/two-rounds": ("--method", "cbst", "--rounds", "2", *LAST),
+    "calsfda": ("--method", "calsfda"),
+    "calsfda/no-guidance": ("--method", "calsfda", "--guidance", "none"),
+    "calsfda/paper": ("--method", "calsfda", *PAPER),
+    "calsfda/paper-no-guidance": ("--method", "calsfda", "--guidance", "none", *PAPER),
+    "calsfda/portion-0.3": ("--method", "calsfda", "--portion", "0.3"),
+    "calsfda/portion-0.6": ("--method", "calsfda", "--portion", "0.6"),
+    "calsfda/two-rounds": ("--method", "calsfda", "--rounds", "2", *LAST),
+}
+BASELINE = "adabn"
+
+
+class Study:
+    """One folder with a trained run."""
+
+    def __init__(self, folder: Path, resamples: int) -> None:
+        self.folder, self.resamples = folder, str(resamples)
+        config = json.loads(self.calseg("config", "show", "--json"))["config"]
+        self.pair, self.runs = config["name"], Path(config["runs"])
+
+    def calseg(self, *words: str) -> str:
+        """What a command printed. Raises CalledProcessError."""
+        program = [sys.executable, "-m", "calseg_cli", *words, "--quiet"]
+        print("$ calseg", shlex.join(words), file=sys.stderr, flush=True)
+        return subprocess.run(program, cwd=self.folder, capture_output=True, text=True, check=True).stdout
+
+    def record(self, method: str, seed: int) -> dict[str, Any]:
+        """Adapt and measure, or read what was measured before."""
+        named = {"pair": self.pair, "method": method, "seed": seed}
+        try:
+            found = self._measured(method, seed)
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.strip().splitlines()
+            return {**named, "failed": said[0] if said else str(error)}
+        scores, intervals = found["scores"], found["intervals"]["scores"]
+        record = {**named, **{key: scores[key] for key in KEYS}}
+        record |= {f"{key}_95": intervals[key] for key in KEYS if key in intervals}
+        if method != BASELINE:
+            record["difference_to_adabn"] = self._difference(method, seed)
+        return record
+
+    def _run(self, method: str, seed: int) -> str:
+        return f"study-{method.replace('/', '-')}-s{seed}"
+
+    def _evaluated(self, method: str, seed: int) -> Path:
+        return self.runs / self._run(method, seed) / "6-evaluate" / "study"
+
+    def _measured(self, method: str, seed: int) -> dict[str, Any]:
+        out = self.folder / self._evaluated(method, seed) / "study.json"
+        if not out.is_file():
+            self._adapt(method, seed)
+            network = self._network(method, seed)
+            words = ("evaluate", "--checkpoint", network, "-o", str(out.parent.relative_to(self.folder)))
+            text = self.calseg(*words, "--json", "--intervals", self.resamples, "--name", self._run(method, seed))
+            out.write_text(text, encoding="utf-8")
+        document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return document
+
+    def _adapt(self, method: str, seed: int) -> None:
+        if METHODS[method]:
+            start = ("--checkpoint", str(self.runs / self.pair / "1-pretrain"), "--name", self._run(method, seed))
+            guide = self.folder / self.runs / self.pair / "3-valuenet/valuenet.safetensors"
+            guided = "calsfda" in method and "no-guidance" not in method
+            words = (*METHODS[method], *start, "--seed", str(seed), "--resume")
+            self.calseg("adapt", *words, *(("--valuenet", str(guide)) if guided else ()))
+
+    def _network(self, method: str, seed: int) -> str:
+        if not METHODS[method]:
+            return str(self.runs / self.pair / "1-pretrain")
+        return str(self.runs / self._run(method, seed) / f"4-adapt-{METHODS[method][1]}")
+
+    def _difference(self, method: str, seed: int) -> dict[str, Any]:
+        self._measured(BASELINE, seed)
+        words = ("compare", *(str(self._evaluated(one, seed)) for one in (BASELINE, method)))
+        rows = json.loads(self.calseg(*words, "--resamples", self.resamples, "--json"))["differences"][0]["scores"]
+        return {key: rows[key] for key in KEYS if key in rows}
+
+
+SHOWN = {"miou": "mIoU", "macc": "mAcc", "ece": "ECE", "nll": "NLL"}
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Markdown: a table a pair and seed; `*` where the interval of the difference to AdaBN excludes 0."""
+    lines = []
+    for pair, seed in dict.fromkeys((one["pair"], one["seed"]) for one in records):
+        lines += [f"### {pair}, seed {seed}", "", f"| method |{''.join(f' {name} |' for name in SHOWN.values())}"]
+        lines += ["|---|" + "---|" * len(SHOWN)]
+        for one in records:
+            if (one["pair"], one["seed"]) == (pair, seed):
+                cells = [f"failed: {one['failed']}"] if "failed" in one else [_cell(one, key) for key in SHOWN]
+                lines.append(f"| {one['method']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(record: dict[str, Any], key: str) -> str:
+    low, high = record[f"{key}_95"]
+    mark = "*" if record.get("difference_to_adabn", {}).get(key, {}).get("excludes_zero") else ""
+    return f"{record[key]:.3f}{mark} ({low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    """Study every folder; write the records after each method, so that a stop loses little."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="*")
+    parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/calsfda.json"))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--resamples", type=int, default=1000)
+    options = parser.parse_args()
+    if options.show:
+        print(tables(json.loads(options.show.read_text(encoding="utf-8"))))
+        return
+    records: list[dict[str, Any]] = []
+    for folder in options.folders:
+        study = Study(folder.resolve(), options.resamples)
+        for seed in options.seeds:
+            for method in options.methods:
+                records.append(study.record(method, seed))
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Owns the one look that a round takes at every target image: logits, features, and what follows from them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from calseg_cli.artifacts.geometry import Geometry
+from calseg_cli.config import Predict
+from calseg_cli.engine.infer import Prediction
+from calseg_cli.errors import disk_errors
+from calseg_cli.methods.checkpoint_criteria import Outlook, OutlookSums
+from calseg_cli.methods.value_net import Tap
+from calseg_cli.stages.corrections import Loaded, corrected
+from calseg_cli.stages.roads import NetworkRoad, Road
+from calseg_cli.stages.target_training import Setting
+from calseg_cli.stages.value_nets import LoadedValueNet
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image as the pass left it: native logits (C,h,w), how they lie, and their mean confidence in [0,1]."""
+
+    id: str
+    logits: Tensor
+    geometry: Geometry
+
+
+@dataclass
+class RoundPass:
+    """Logits of every image laid down in `scratch`, one inference each; memory holds one image."""
+
+    scratch: Path
+    outlook: Outlook
+    ids: list[str] = field(default_factory=list)
+    geometries: list[Geometry] = field(default_factory=list)
+    confidence: dict[str, float] = field(default_factory=dict)
+    expected_error: dict[str, float] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Seen]:
+        for place, (name, geometry) in enumerate(zip(self.ids, self.geometries, strict=True)):
+            logits = torch.from_numpy(np.load(self.scratch / f"{place:06d}-logits.npy", allow_pickle=False))
+            yield Seen(name, logits, geometry)
+
+    @property
+    def mean_expected_error(self) -> float:
+        """Over all images; NaN without guidance."""
+        return math.fsum(self.expected_error.values()) / len(self.ids) if self.expected_error else math.nan
+
+
+def look(
+    setting: Setting, scratch: Path, *, guide: LoadedValueNet | None, warm: bool, corrections: Sequence[Loaded]
+) -> RoundPass:
+    """One inference on every image, in evaluation mode.
+
+    The outlook is the network's own; logits laid down are corrected. With a `guide` each image's error is expected,
+    within the range that it was trained on, beyond which it would only guess; where it is to be `warm`, with the
+    statistics of these very images. Both its normalisation and its convolution are linear in the features and commute
+    with pooling, so pooled features are kept and the statistics are put in when all are known: no second look is
+    needed. Raises StoppedError when asked to stop.
+    """
+    setting.loaded.network.eval()
+    road = target_road(setting)
+    seen = RoundPass(scratch, OutlookSums().outlook())
+    sums, pools = OutlookSums(), _Pools(scratch, guide) if guide is not None else None
+    tap = Tap(setting.loaded.network) if guide is not None else nullcontext()
+    scratch.mkdir(parents=True, exist_ok=True)
+    setting.progress.start("looking at target images", len(setting.images))
+    with tap as features:
+        for place, prediction in enumerate(corrected(_Watched(road, sums), corrections).stream()):
+            _stop(setting)
+            logits = prediction.logits
+            with disk_errors(scratch):
+                np.save(scratch / f"{place:06d}-logits.npy", logits.numpy())
+            seen.ids.append(prediction.id)
+            seen.geometries.append(replace(prediction.geometry, out_hw=prediction.geometry.in_hw))
+            seen.confidence[prediction.id] = float(logits.float().softmax(dim=0).amax(dim=0).double().mean())
+            if pools is not None and features is not None:
+                pools.add(place, features.features)
+            setting.progress.advance()
+    setting.progress.finish()
+    seen.outlook = sums.outlook()
+    if pools is not None:
+        seen.expected_error = dict(zip(seen.ids, pools.expected(warm=warm), strict=True))
+    return seen
+
+
+def target_road(setting: Setting) -> NetworkRoad:
+    """The network's plain logits of the images, whatever views `predict` is configured for."""
+    config = setting.resolved.config
+    options = Predict(logits_dtype=config.predict.logits_dtype)
+    return NetworkRoad(setting.loaded, setting.images, options, device=setting.device, workers=config.workers)
+
+
+class _Watched:
+    """A road whose logits are counted as they pass, before any correction."""
+
+    def __init__(self, road: Road, sums: OutlookSums) -> None:
+        self._road, self._sums = road, sums
+        self.class_names, self.palette, self.dataset = road.class_names, road.palette, road.dataset
+        self.protocol, self.parents, self.files = road.protocol, road.parents, road.files
+
+    def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
+        """The road's predictions."""
+        for prediction in self._road.stream(indices):
+            self._sums.add(prediction.logits)
+            yield prediction
+
+
+class _Pools:
+    """Pooled features of every image on the disk, and the sums of all features by channel."""
+
+    def __init__(self, scratch: Path, guide: LoadedValueNet) -> None:
+        self._scratch, self._net, self._range, self._count = scratch, guide.net, guide.range, 0
+        channels = guide.net.channels
+        self._sum, self._squares = (
+            torch.zeros(channels, dtype=torch.float64),
+            torch.zeros(channels, dtype=torch.float64),
+        )
+        self._images = 0
+
+    def add(self, place: int, features: Tensor) -> None:
+        """Features (1,D,h,w) of one image."""
+        flat = features[0].flatten(1).double().cpu()
+        self._sum += flat.sum(dim=1)
+        self._squares += flat.square().sum(dim=1)
+        self._count += flat.shape[1]
+        pooled = self._net.pool(features)[0].cpu().numpy()
+        with disk_errors(self._scratch):
+            np.save(self._scratch / f"{place:06d}-pooled.npy", pooled)
+        self._images = place + 1
+
+    def expected(self, *, warm: bool) -> list[float]:
+        """The error e expected of each image, in the guide's range."""
+        net = self._net
+        before = {name: buffer.clone() for name, buffer in net.norm.named_buffers()}
+        try:
+            if warm:
+                self._put_statistics(net.norm)
+            low, high = self._range
+            return [min(max(self._one(place), low), high) for place in range(self._images)]
+        finally:
+            net.norm.load_state_dict(before, strict=False)
+
+    def _put_statistics(self, norm: nn.BatchNorm2d) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = self._sum / self._count
+        variance = (self._squares / self._count - mean.square()).clamp_min(0) * self._count / max(self._count - 1, 1)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+    @torch.no_grad()
+    def _one(self, place: int) -> float:
+        pooled: NDArray[np.float32] = np.load(self._scratch / f"{place:06d}-pooled.npy", allow_pickle=False)
+        device = next(self._net.parameters()).device
+        return float(self._net.eval()(torch.from_numpy(pooled)[None].to(device)))
+
+
+def softening_temperature(logits: Tensor, mean_confidence: float) -> float:
+    """The T >= 1 by which logits (C,h,w) are divided so that the mean of the largest probability is `mean_confidence`.
+
+    1 where it is that low already. Found by bisection to 1e-4; at most 100.
+    """
+    flat = logits.float().flatten(1)
+    low, high = 1.0, 100.0
+    if _confidence(flat, low) <= mean_confidence:
+        return low
+    while high - low > 1e-4 * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _confidence(flat, middle) > mean_confidence else (low, middle)
+    return high
+
+
+def _confidence(flat: Tensor, temperature: float) -> float:
+    return float(F.softmax(flat / temperature, dim=0).amax(dim=0).double().mean())
+
+
+def _stop(setting: Setting) -> None:
+    if setting.stop:
+        raise setting.stop.error(
+            "stopped while looking at target images", "the same command with --resume begins this look again"
+        )

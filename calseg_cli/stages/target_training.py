@@ -1,0 +1,123 @@
+"""Owns what methods that train on the target share: their plan, their batches, and statistics measured at the end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calseg_cli.config import Resolved
+from calseg_cli.config.methods import AdaptSteps, Rounds, Tent
+from calseg_cli.data.dataset import SegmentationDataset
+from calseg_cli.data.loader import TrainStream
+from calseg_cli.data.loader import sweep as sweep_images
+from calseg_cli.data.transforms import Augmentation
+from calseg_cli.engine.batch_statistics import batch_norms
+from calseg_cli.engine.interrupt import StopRequest
+from calseg_cli.engine.method import Method
+from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.train import Plan, sweep
+from calseg_cli.methods.adabn import AdaBN
+from calseg_cli.stages.networks import LoadedNetwork
+from calseg_cli.stages.training import StageFolder, run_loop
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where an adaptation works: the network that it changes in place, unlabelled images, and who listens."""
+
+    resolved: Resolved
+    loaded: LoadedNetwork
+    images: SegmentationDataset
+    device: torch.device
+    progress: Progress
+    stop: StopRequest
+
+    @property
+    def options(self) -> Any:
+        """The section of the method's own options."""
+        adapt = self.resolved.config.adapt
+        return getattr(adapt, adapt.method)
+
+
+def remeasure(setting: Setting, title: str) -> None:
+    """Put the statistics of all target images into the network's batch norm, as AdaBN does; none there: nothing.
+
+    Raises StoppedError when asked to stop; the network is then as it was.
+    """
+    if not batch_norms(setting.loaded.network):
+        return
+    config = setting.resolved.config
+    batches = sweep_images(setting.images, setting.options.batch_size, workers=config.workers, shuffle_seed=config.seed)
+    method = AdaBN(setting.loaded.network)
+    setting.progress.start(title, len(setting.images))
+    sweep(method, batches, device=setting.device, progress=setting.progress, stop=setting.stop)
+    if setting.stop:
+        raise setting.stop.error(f"stopped while {title}", "the same command with --resume goes on from there")
+    setting.progress.finish()
+    method.deployed().eval()
+
+
+def train_on_target(
+    setting: Setting,
+    folder: StageFolder,
+    method: Method,
+    images: SegmentationDataset,
+    *,
+    seed: int,
+    resume: bool,
+    conclude: Callable[[], None],
+) -> None:
+    """The method's steps on batches of `images`, to a whole network in `folder` or to a resumable state."""
+    config, options = setting.resolved.config, setting.options
+    stream = TrainStream(
+        None,
+        images,
+        batch_size=options.batch_size,
+        augmentation=_augmentation(options),
+        seed=seed,
+        workers=config.workers,
+    )
+    run_loop(
+        folder,
+        method,
+        stream,
+        target_plan(options, channels_last=config.pretrain.channels_last),
+        resume=resume,
+        device=setting.device,
+        validate=None,
+        keep_all=False,
+        progress=setting.progress,
+        stop=setting.stop,
+        conclude=conclude,
+    )
+
+
+def target_plan(options: Rounds | Tent, *, channels_last: bool) -> Plan:
+    """The loop's plan from a method's section; `channels_last` is what holds where the section leaves it open."""
+    return Plan(
+        steps=options.steps,
+        optimizer=options.optimizer,
+        lr=options.lr,
+        head_lr=options.head_lr if isinstance(options, Rounds) else options.lr,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        schedule=options.schedule,
+        clip_norm=options.clip_norm,
+        amp=options.amp,
+        channels_last=channels_last if options.channels_last is None else options.channels_last,
+        log_every=options.log_every,
+        checkpoint_every=options.checkpoint_every,
+    )
+
+
+def _augmentation(options: AdaptSteps) -> Augmentation:
+    augment = options.augment
+    return Augmentation(
+        scale=augment.scale,
+        crop=augment.crop,
+        flip=augment.flip,
+        color=augment.color,
+        color_strength=augment.color_strength,
+        blur=augment.blur,
+    )

@@ -1,0 +1,27 @@
+"""benchmarks/steps.py runs on a small case: times of both contestants, and the memory of one."""
+
+import argparse
+import importlib
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("steps")
+
+
+def test_it_measures_time_and_memory(steps):
+    options = argparse.Namespace(batch=2, size=(32, 48), classes=5, amp="off", device="cpu", rounds=2)
+    found = steps.race("source+ece", "tiny", options)
+    assert found["seconds"] > 0
+    assert 0.05 < found["time_over_base"] < 50
+    assert steps.own_peak("source+ece", "tiny", options) > 10
+
+
+def test_every_method_has_a_base_that_is_measured(steps):
+    assert all(one.base is None or steps.METHODS[one.base].base is None for one in steps.METHODS.values())
