@@ -69,7 +69,7 @@ def look(
     setting.loaded.network.eval()
     road = target_road(setting)
     seen = RoundPass(scratch, OutlookSums().outlook())
-    sums, pools = OutlookSums(), _Pools(scratch, guide) if guide is not None else None
+    sums, pools = OutlookSums(), PooledFeatures(scratch, guide) if guide is not None else None
     tap = Tap(setting.loaded.network) if guide is not None else nullcontext()
     scratch.mkdir(parents=True, exist_ok=True)
     setting.progress.start("looking at target images", len(setting.images))
@@ -114,7 +114,7 @@ class _Watched:
             yield prediction
 
 
-class _Pools:
+class PooledFeatures:
     """Pooled features of every image on the disk, and the sums of all features by channel."""
 
     def __init__(self, scratch: Path, guide: LoadedValueNet) -> None:

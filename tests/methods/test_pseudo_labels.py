@@ -21,6 +21,7 @@ from calseg_cli.methods.pseudo_labels import (
     class_balanced_threshold,
     class_pixels,
     confidence_bins,
+    locally_believed,
     votes,
 )
 from calseg_cli.metrics.pixels import measure_pixels
@@ -273,6 +274,20 @@ def test_a_threshold_is_not_rounded_to_float32():
     image = Votes(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), 0.9))
     assert believed_labels(image, np.array([0.9])).tolist() == [[255]]
     assert believed_labels(image, np.array([float(np.float32(0.9))])).tolist() == [[0]]
+
+
+# An image's own share
+
+
+@given(images(), st.sampled_from([0.01, 0.1, 0.35, 1.0]))
+def test_an_images_own_surest_pixels_are_believed_besides(image, portion):
+    labels = believed_labels(image, np.array([0.5, 0.9, np.nan, 1.0]))
+    more = locally_believed(image, labels, portion)
+    ranked = np.sort(image.confidence.numpy().ravel())[::-1]
+    lowest = ranked[ceil(Fraction(str(portion)) * ranked.size) - 1]
+    expected = np.where(image.confidence.numpy() >= lowest, image.classes.numpy(), labels.numpy())
+    assert np.array_equal(more.numpy(), expected)
+    assert more.dtype == torch.uint8
 
 
 # The scale of an image

@@ -1,0 +1,81 @@
+"""One look at the target: errors expected without a second look, and temperatures that soften to a mean."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from calseg_cli.methods.value_net import ValueNet, warm_up_statistics
+from calseg_cli.stages.round_pass import PooledFeatures, softening_temperature
+from calseg_cli.stages.value_nets import LoadedValueNet
+
+
+@pytest.fixture
+def guide(tmp_path):
+    torch.manual_seed(0)
+    net = ValueNet(6, width=5, grid=2).eval()
+    net.norm.running_mean.uniform_(-1, 1)
+    net.norm.running_var.uniform_(0.5, 2)
+    return LoadedValueNet(net, tmp_path / "v.safetensors", "sha256:x", {"value_net": {"range": [0.0, 1.0]}})
+
+
+def features(count=5, size=(7, 9)):
+    generator = torch.Generator().manual_seed(1)
+    return [2 * torch.randn(1, 6, *size, generator=generator) + place for place in range(count)]
+
+
+@pytest.mark.parametrize("pooling", ["average", "bilinear"])
+@pytest.mark.parametrize("size", [(7, 9), (4, 4), (1, 3)])
+def test_pooled_features_are_enough_for_cold_statistics(guide, tmp_path, pooling, size):
+    guide.net.pooling = pooling
+    kept = PooledFeatures(tmp_path, guide)
+    maps = features(size=size)
+    for place, one in enumerate(maps):
+        kept.add(place, one)
+    with torch.no_grad():
+        expected = [float(guide.net(one)) for one in maps]
+    assert kept.expected(warm=False) == pytest.approx(expected, abs=1e-6)
+
+
+def test_warm_statistics_are_those_of_all_images_together(guide, tmp_path):
+    kept, maps = PooledFeatures(tmp_path, guide), features()
+    for place, one in enumerate(maps):
+        kept.add(place, one)
+    before = copy.deepcopy(guide.net.state_dict())
+    warmed = copy.deepcopy(guide.net)
+    warm_up_statistics(warmed, maps)
+    with torch.no_grad():
+        expected = [float(warmed.eval()(one)) for one in maps]
+    assert kept.expected(warm=True) == pytest.approx(expected, abs=1e-6)
+    assert all(torch.equal(before[name], tensor) for name, tensor in guide.net.state_dict().items())
+    assert kept.expected(warm=True) != pytest.approx(kept.expected(warm=False), abs=1e-3)
+
+
+def test_no_error_is_expected_beyond_what_was_ever_seen(guide, tmp_path):
+    guide = LoadedValueNet(guide.net, guide.path, guide.digest, {"value_net": {"range": [0.49, 0.51]}})
+    kept = PooledFeatures(tmp_path, guide)
+    for place, one in enumerate(features()):
+        kept.add(place, 10 * one)
+    assert all(0.49 <= error <= 0.51 for error in kept.expected(warm=False))
+    assert len(set(kept.expected(warm=False))) > 1
+
+
+def mean_confidence(logits, temperature):
+    return float((logits.double() / temperature).softmax(dim=0).amax(dim=0).mean())
+
+
+@pytest.mark.parametrize("share", [0.99, 0.9, 0.6])
+def test_the_temperature_brings_the_mean_confidence_where_it_is_wanted(share):
+    logits = 3 * torch.randn(5, 8, 9, generator=torch.Generator().manual_seed(2))
+    wanted = share * mean_confidence(logits, 1.0)
+    found = softening_temperature(logits, wanted)
+    assert found > 1
+    assert mean_confidence(logits, found) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_nothing_is_sharpened_and_what_cannot_be_reached_is_bounded():
+    logits = torch.randn(3, 4, 4)
+    assert softening_temperature(logits, 0.999) == 1.0
+    assert softening_temperature(logits, 0.1) == pytest.approx(100.0)
+    assert np.isfinite(softening_temperature(torch.zeros(3, 4, 4), 0.2))
