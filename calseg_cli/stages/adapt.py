@@ -22,7 +22,7 @@ from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods import ADAPTATIONS, build_adaptation
 from calseg_cli.methods.round_self_training import RoundSelfTraining
 from calseg_cli.stages.adapt_rounds import Rounds
-from calseg_cli.stages.corrections import Loaded, check_fit
+from calseg_cli.stages.corrections import Loaded, check_fit, warn_of_another_network
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pretrain import Trained
@@ -88,6 +88,7 @@ def adapt(
         setting = Setting(resolved, loaded, images, device, progress, stop)
         for one in corrections:
             check_fit(one, loaded.class_names, target_road(setting).protocol)
+            warn_of_another_network(one, loaded.digest)
         if method.sweeps:
             _sweep(setting, method, stage)
         elif isinstance(method, RoundSelfTraining):

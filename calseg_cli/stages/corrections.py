@@ -1,6 +1,7 @@
 """Owns corrections on the road: how one is read, checked, and put between logits and all that reads them."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,9 @@ from calseg_cli.data.loader import image_tensor
 from calseg_cli.engine.infer import Prediction
 from calseg_cli.errors import ArtifactError, CalsegError
 from calseg_cli.methods.correction import Correction
-from calseg_cli.stages.roads import Road, classes_table
+from calseg_cli.stages.roads import Road, classes_table, network_of
 
+_log = logging.getLogger(__name__)
 FACTS = "correction"
 """The table of the protocol that holds a correction's facts."""
 
@@ -36,6 +38,8 @@ class Loaded:
     path: Path
     digest: str
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    network_digest: str | None = None
+    """Of the network whose logits it was fitted on, where its file tells."""
 
     @property
     def role(self) -> str:
@@ -67,7 +71,8 @@ def load_correction(path: Path, kind: str) -> Loaded:
             raise ArtifactError(f"{path} holds no {kind}: {error}", "make it again") from error
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error.message}", error.hint) from error
-        return Loaded(correction, path, artifact.digest, artifact.meta["protocol"])
+        made_by = network_of(artifact.meta.get("provenance", {}))
+        return Loaded(correction, path, artifact.digest, artifact.meta["protocol"], made_by)
 
 
 def _class_of(kind: str, method: str) -> type[Correction]:
@@ -127,6 +132,7 @@ class CorrectedRoad:
         self.protocol = {**road.protocol, "stored_as": "float32", **told(corrections)}
         self.parents = {**road.parents, **{one.role: one.digest for one in corrections}}
         self.files = {**road.files, **{one.role: one.path for one in corrections}}
+        self.network_digest = road.network_digest
         self._pictures = _Pictures(road.dataset, corrections)
 
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
@@ -140,6 +146,7 @@ def corrected(road: Road, corrections: Sequence[Loaded]) -> Road:
     """The road, corrected; itself where there is nothing to correct. Raises ArtifactError for what does not fit."""
     for one in corrections:
         check_fit(one, road.class_names, road.protocol)
+        warn_of_another_network(one, road.network_digest)
     return CorrectedRoad(road, corrections) if corrections else road
 
 
@@ -157,6 +164,12 @@ def check_fit(one: Loaded, class_names: Sequence[str], protocol: Mapping[str, An
             f"{one.path} was fitted on logits that were made differently: {'; '.join(differs)}",
             "fit it on logits made like these",
         )
+
+
+def warn_of_another_network(one: Loaded, digest: str | None) -> None:
+    """Say that a correction was fitted on another network than the one at hand: allowed, and seldom meant."""
+    if digest and one.network_digest and digest != one.network_digest:
+        _log.warning("%s was fitted on the logits of another network than this one", one.path)
 
 
 def told(corrections: Sequence[Loaded]) -> dict[str, Any]:

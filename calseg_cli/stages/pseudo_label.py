@@ -28,9 +28,10 @@ from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods.pseudo_labels import GRID, VoteHistogram, Votes, believed_labels, class_pixels, votes
 from calseg_cli.report.wording import number, percent
 from calseg_cli.stages.chain import check_configured_classes, recipe
-from calseg_cli.stages.corrections import Loaded, check_fit, correct, told
+from calseg_cli.stages.corrections import Loaded, check_fit, correct, told, warn_of_another_network
 from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.pseudo_pictures import draw_pseudo_labels
+from calseg_cli.stages.roads import network_of
 from calseg_cli.stages.run_folder import RunFolder, run_folder
 
 OUT_OF_MEMORY = "one image is enlarged to its full size at a time; a machine with more memory is needed"
@@ -286,6 +287,7 @@ def _check_classes(parent: Artifact, resolved: Resolved) -> None:
 def _check_corrections(corrections: Sequence[Loaded], parent: Artifact) -> None:
     for one in corrections:
         check_fit(one, parent.class_names, parent.meta["protocol"])
+        warn_of_another_network(one, network_of(parent.meta.get("provenance", {})))
         if one.correction.needs_image:
             raise ConfigError(
                 f"{one.path} looks at the images, which pseudo-label does not open",

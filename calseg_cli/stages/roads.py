@@ -1,6 +1,6 @@
 """Owns the two roads to the same numbers: logits streamed from a network, and logits read from an artifact."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Road(Protocol):
     protocol: dict[str, Any]
     parents: dict[str, str]
     files: dict[str, Path]
+    network_digest: str | None
 
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
         """Predictions of all images in their order, or of those picked."""
@@ -50,6 +51,7 @@ class NetworkRoad:
         self._options, self._workers, self._amp = options, workers, amp
         self.parents = {"checkpoint": loaded.digest}
         self.files = {"checkpoint": loaded.checkpoint.path}
+        self.network_digest: str | None = loaded.digest
         self.stride = loaded.network.stride
         self.protocol = {
             "network_input": f"{dataset.size[0]}x{dataset.size[1]}" if dataset.size else "the image's own size",
@@ -89,6 +91,7 @@ class ArtifactRoad:
         self.protocol = dict(self.artifact.meta["protocol"])
         self.parents = {"logits": self.artifact.digest}
         self.files = {"logits": path}
+        self.network_digest = network_of(self.artifact.meta.get("provenance", {}))
         self._check_images()
 
     def _check_images(self) -> None:
@@ -123,6 +126,12 @@ class ArtifactRoad:
                     "use the dataset that the logits were made from",
                 )
             yield Prediction(item.id, torch.from_numpy(self.artifact.item(item.id, "logits")), geometry, label)
+
+
+def network_of(provenance: Mapping[str, Any]) -> str | None:
+    """The digest of the network that an artifact was made by, where its provenance tells."""
+    digest = provenance.get("parents", {}).get("checkpoint")
+    return str(digest) if digest else None
 
 
 def palette_of(artifact: Artifact) -> tuple[tuple[int, int, int], ...]:

@@ -106,6 +106,7 @@ class _Watched:
         self._road, self._sums = road, sums
         self.class_names, self.palette, self.dataset = road.class_names, road.palette, road.dataset
         self.protocol, self.parents, self.files = road.protocol, road.parents, road.files
+        self.network_digest: str | None = None  # it changes from round to round; the stage has spoken of the first
 
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:
         """The road's predictions."""

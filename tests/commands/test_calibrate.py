@@ -171,3 +171,17 @@ def test_a_failed_fit_leaves_nothing(folder, calseg):
     shutil.rmtree(folder / "runs/sample/5-calibrate")
     assert failed(calseg("calibrate", "--logits", "nowhere.h5", cwd=folder), 3)
     assert not (folder / "runs/sample/5-calibrate").exists()
+
+
+def test_a_calibrator_of_another_network_is_told_of(workspace, calseg):
+    assert calseg("calibrate", "--checkpoint", "pretrain", "-o", "c.h5", cwd=workspace).code == 0
+    assert calseg("adapt", "--method", "adabn", cwd=workspace).code == 0
+    for checkpoint, told in (("pretrain", False), ("adapt-adabn", True)):
+        words = ("--checkpoint", checkpoint, "--calibrator", "c.h5")
+        ran = calseg("evaluate", *words, "--max-items", "2", cwd=workspace)
+        assert ran.code == 0, ran.err
+        assert ("c.h5 was fitted on the logits of another network" in ran.err) == told
+        assert calseg("predict", "--checkpoint", checkpoint, "-o", f"{checkpoint}.h5", cwd=workspace).code == 0
+        ran = calseg("pseudo-label", "--logits", f"{checkpoint}.h5", "--calibrator", "c.h5", cwd=workspace)
+        assert ran.code == 0, ran.err
+        assert ("another network" in ran.err) == told
