@@ -83,6 +83,10 @@ class CalSFDA(Rounds):
     guidance: Literal["value-net", "none"] = key(
         "value-net", "Who expects each image's calibration error e, by which confidence is scaled: value-net or none."
     )
+    trust: Probability | None = key(
+        None,
+        "How far e differs by image: 1 as the value net says, 0 not at all; null: as far as it proved right.",
+    )
     ce_weight: Weight = key(0.1, "Weight of the cross-entropy in the symmetric one; at least 0.")
     rce_weight: Weight = key(1.0, "Weight of the reverse cross-entropy; at least 0.")
     negative_weight: Weight = key(1.0, "Weight of negative learning; at least 0.")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from calseg_cli.errors import ArtifactError, ConfigError, DataError
 from calseg_cli.methods.correction import Correction
+from calseg_cli.methods.prototype_rows import Rows, known_rows, mean_rows, rows_in, shrunk
 from calseg_cli.methods.prototype_state import PixelRule, PrototypeState, soft_labels
 from calseg_cli.metrics.pixels import first_index
 
@@ -34,8 +35,6 @@ MARGIN = 30.0
 _DIGITS = 2.0**-9  # of a logit: what float16 still tells apart
 _BLOCK = 2**16  # pixels whose scores are in memory at a time
 
-Rows = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class PrototypeOptions:
@@ -44,8 +43,8 @@ class PrototypeOptions:
     weight_power: weight of a pixel is confidence ** this (paper 1). temperature: of the softmax. min_confidence,
     top_frac: which pixels count, by one bound or as that most confident share of each predicted class. iterations:
     how often pixels are assigned anew to the nearest prototype and counted again. min_pixels: a class with fewer has
-    no prototype. prior: so much weight of a one-hot label is in each class from the start. unseen: a class without a
-    prototype takes no pixel (mask), has a one-hot prototype, that of another artifact (source), or is an error.
+    no prototype. prior: so much weight of a one-hot label, or of the source's prototype, is in each class from the
+    start. unseen: a class without a prototype takes no pixel (mask), has a one-hot prototype, that of another artifact (source), or is an error.
     shrink: 0 is the paper, 1 is argmax. per_image: mix each image's own sums with so much weight of the prototypes.
     confidence: what the corrected logits say of it, see `Prototypes.__call__`; tau: temperature of `distance`.
     """
@@ -101,6 +100,9 @@ class Prototypes(Correction):
     Raises DataError where one class alone has a prototype, because every pixel would become it, and where `unseen` is
     "error" and a class has none; ConfigError where `unseen` is "source" and there are no `source_rows` (C,C), which
     hold NaN in the row of a class that the source does not know either.
+
+    `prior_rows` (C,C), NaN likewise, are prototypes of the source that this begins with: `options.prior` is weight of
+    theirs, and a class that would have none takes the source's as it is, whatever `unseen` says.
     """
 
     kind = "prototypes"
@@ -111,16 +113,25 @@ class Prototypes(Correction):
         options: PrototypeOptions | None = None,
         *,
         source_rows: Rows | None = None,
+        prior_rows: Rows | None = None,
         names: Sequence[str] = (),
         fitted_on: Mapping[str, Any] | None = None,
     ) -> None:
         self.state, self.options = state, options or PrototypeOptions()
         self.names = list(names) or [str(index) for index in range(state.num_classes)]
         self.fitted_on = dict(fitted_on or {})
-        self.source_rows = source_rows
+        self.source_rows, self.prior_rows = source_rows, prior_rows
         if self.options.unseen == "source" and source_rows is None:
             raise ConfigError("prototypes of the source are wanted, and none are given", "--source FILE names them")
-        self._base, self.valid = mean_rows(state.sums, state.weights, state.pixels, self.options)
+        self._base, self.valid = mean_rows(
+            state.sums,
+            state.weights,
+            state.pixels,
+            prior=self.options.prior,
+            prior_rows=prior_rows,
+            min_pixels=self.options.min_pixels,
+        )
+        self.borrowed = self._borrow()
         self.unseen = [int(index) for index in np.flatnonzero(~self.valid)]
         self._fill_unseen()
         self.rows = shrunk(self._base, self.valid, self.options.shrink)
@@ -164,12 +175,16 @@ class Prototypes(Correction):
         told = [f"{key} {value}" for key, value in chosen.items() if value != usual[key] or key == "confidence"]
         images = self.fitted_on.get("images")
         counted = f" of {images} images" if images is not None else ""
-        return ", ".join([f"class of the nearest soft-label prototype{counted}", *told])
+        begun = ["beginning with the source's prototypes"] if self.prior_rows is not None else []
+        return ", ".join([f"class of the nearest soft-label prototype{counted}", *begun, *told])
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """The state's arrays, and `source_rows` (C,C) where there are any."""
-        own = {} if self.source_rows is None else {"source_rows": self.source_rows}
-        return {**self.state.to_arrays(), **own}
+        """The state's arrays, and `source_rows` and `prior_rows` (C,C) where there are any.
+
+        The prior is beside the sums and not in them, so that parts add up with one prior.
+        """
+        others = {"source_rows": self.source_rows, "prior_rows": self.prior_rows}
+        return {**self.state.to_arrays(), **{name: rows for name, rows in others.items() if rows is not None}}
 
     def facts(self) -> dict[str, Any]:
         """Method, options, what was counted, and notes for a person."""
@@ -198,12 +213,23 @@ class Prototypes(Correction):
                 arrays, options.rule(None if thresholds is None else thresholds.tolist())
             )
             names, fitted_on = facts.get("class_names", ()), dict(facts.get("fitted_on", {}))
-            source_rows = _source_rows(arrays, state)
-            return cls(state, options, source_rows=source_rows, names=names, fitted_on=fitted_on)
+            source_rows, prior_rows = (
+                rows_in(arrays, name, state.num_classes) for name in ("source_rows", "prior_rows")
+            )
+            return cls(
+                state, options, source_rows=source_rows, prior_rows=prior_rows, names=names, fitted_on=fitted_on
+            )
         except (ConfigError, DataError) as error:
             raise ArtifactError(error.message, error.hint) from error
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"prototypes cannot be read: {error}", "make them again") from error
+
+    def counted_rows(self) -> Rows:
+        """S / W (C,C) of what was counted, without prior, stand-ins and shrinking; NaN rows where there is none."""
+        state = self.state
+        rows, seen = mean_rows(state.sums, state.weights, state.pixels, min_pixels=self.options.min_pixels)
+        counted: Rows = np.where(seen[:, None], rows, np.nan)
+        return counted
 
     def distances(self) -> Rows:
         """The Euclidean distances (C,C) of the prototypes; infinite to itself and to a class that has none."""
@@ -223,6 +249,8 @@ class Prototypes(Correction):
         told = []
         if self.unseen and self.options.shrink < 1:
             told.append(f"without a prototype of their own ({self.options.unseen}): {self._named(self.unseen)}")
+        if self.borrowed and self.options.shrink < 1:
+            told.append(f"the source's prototype stands in for: {self._named(self.borrowed)}")
         if not self.valid.any():
             return [*told, "warning: no class has a prototype; labels stay those of the largest logit"]
         apart = self.distances()
@@ -274,6 +302,14 @@ class Prototypes(Correction):
         mixed = (self._base * held + own.sums) / (held + own.weights)[:, None]
         return shrunk(np.where(self.valid[:, None], mixed, 0.0), self.valid, self.options.shrink)
 
+    def _borrow(self) -> list[int]:
+        """Give classes without a prototype that of `prior_rows`; which they are."""
+        if self.prior_rows is None:
+            return []
+        lacking = ~self.valid & known_rows(self.prior_rows)
+        self._base[lacking], self.valid[lacking] = self.prior_rows[lacking], True
+        return [int(index) for index in np.flatnonzero(lacking)]
+
     def _fill_unseen(self) -> None:
         if not self.unseen or self.options.shrink == 1:
             return
@@ -299,29 +335,6 @@ class Prototypes(Correction):
 
     def _named(self, indices: Sequence[int]) -> str:
         return ", ".join(self.names[index] for index in indices)
-
-
-def mean_rows(
-    sums: Rows, weights: Rows, pixels: NDArray[np.int64], options: PrototypeOptions
-) -> tuple[Rows, NDArray[np.bool_]]:
-    """c_k = S_k / W_k, (C,C), zeros where there is none; and which classes have one, (C,) bool.
-
-    `options.prior` is added as weight of one-hot labels first; a class of fewer than `options.min_pixels` has none.
-    """
-    whole = weights + options.prior
-    valid = (whole > 0) & (pixels >= options.min_pixels)
-    mixed = sums + options.prior * np.eye(len(weights))
-    rows = np.divide(mixed, whole[:, None], out=np.zeros_like(mixed), where=valid[:, None])
-    return rows, valid
-
-
-def shrunk(rows: Rows, valid: NDArray[np.bool_], share: float) -> Rows:
-    """(1 - share) rows + share I, for classes that have a prototype; at 1 exactly I."""
-    identity = np.eye(len(rows))
-    if share == 1:
-        return identity
-    mixed: Rows = np.where(valid[:, None], (1 - share) * rows + share * identity, 0.0)
-    return mixed
 
 
 def linear_form(rows: Rows, distance: str) -> tuple[Rows, Rows]:
@@ -358,14 +371,3 @@ def exchanged(logits: Tensor, wanted: Tensor) -> Tensor:
     places = torch.arange(len(logits), device=logits.device)[:, None]
     in_the_way = (result == largest) & (places < new)
     return torch.where(in_the_way, largest - largest.abs().clamp(min=1.0) * _DIGITS, result)
-
-
-def _source_rows(arrays: Mapping[str, NDArray[Any]], state: PrototypeState) -> Rows | None:
-    rows = arrays.get("source_rows")
-    if rows is None:
-        return None
-    known = ~np.isnan(rows).any(axis=-1) if rows.ndim == 2 else np.zeros(0, bool)
-    shape = (state.num_classes, state.num_classes)
-    if rows.shape != shape or not np.isfinite(rows[known]).all() or (rows[known] < 0).any():
-        raise ValueError("the source's prototypes are no soft labels of these classes")
-    return rows

@@ -133,7 +133,14 @@ class Rounds:
         warm = options.warm_up != "none"
         scratch = folder / _SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)
-        seen = look(self.setting, scratch, guide=self._guide, warm=warm, corrections=self._corrections)
+        seen = look(
+            self.setting,
+            scratch,
+            guide=self._guide,
+            trust=self._trust(),
+            warm=warm,
+            corrections=self._corrections,
+        )
         candidate = self._candidate(number, seen)
         self.candidates = [*self.candidates[:number], candidate]
         self.stage.log({"event": "candidate", "step": number, **candidate.facts()})
@@ -144,6 +151,13 @@ class Rounds:
             self._save(number + 1)
         shutil.rmtree(scratch, ignore_errors=True)
         return goes_on
+
+    def _trust(self) -> float:
+        """How far the value net's answers for two images may lie apart: as far as it proved right, unless told."""
+        if self._guide is None:
+            return 1.0
+        chosen = self.setting.options.trust
+        return self._guide.skill if chosen is None else float(chosen)
 
     def _candidate(self, number: int, seen: RoundPass) -> Candidate:
         start = self.candidates[0].outlook if number else seen.outlook
@@ -200,7 +214,7 @@ class Rounds:
         told = f"round {candidate.round}: entropy {candidate.outlook.entropy:.4f}"
         told += f", confidence {candidate.outlook.confidence:.4f}"
         if isfinite(candidate.expected_error):
-            told += f", expected ECE {candidate.expected_error:.4f}"
+            told += f", expected ECE {candidate.expected_error:.4f} (trusted by image to {self._trust():.0%})"
         self.setting.progress.note(told + (f"; refused: {candidate.refused}" if candidate.refused else ""))
 
 

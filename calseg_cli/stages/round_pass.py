@@ -56,7 +56,13 @@ class RoundPass:
 
 
 def look(
-    setting: Setting, scratch: Path, *, guide: LoadedValueNet | None, warm: bool, corrections: Sequence[Loaded]
+    setting: Setting,
+    scratch: Path,
+    *,
+    guide: LoadedValueNet | None,
+    trust: float,
+    warm: bool,
+    corrections: Sequence[Loaded],
 ) -> RoundPass:
     """One inference on every image, in evaluation mode.
 
@@ -64,7 +70,8 @@ def look(
     within the range that it was trained on, beyond which it would only guess; where it is to be `warm`, with the
     statistics of these very images. Both its normalisation and its convolution are linear in the features and commute
     with pooling, so pooled features are kept and the statistics are put in when all are known: no second look is
-    needed. Raises StoppedError when asked to stop.
+    needed. `trust` in [0,1] says how far the errors of images lie apart: 1 as the guide says, 0 all at their mean.
+    Raises StoppedError when asked to stop.
     """
     setting.loaded.network.eval()
     road = target_road(setting)
@@ -88,8 +95,21 @@ def look(
     setting.progress.finish()
     seen.outlook = sums.outlook()
     if pools is not None:
-        seen.expected_error = dict(zip(seen.ids, pools.expected(warm=warm), strict=True))
+        seen.expected_error = dict(zip(seen.ids, drawn_together(pools.expected(warm=warm), trust), strict=True))
     return seen
+
+
+def drawn_together(errors: Sequence[float], trust: float) -> list[float]:
+    """Errors moved towards their mean: `trust` of each one's distance to it is left.
+
+    With the squared correlation of expected and true errors as `trust` this is what a regression would leave, were the
+    spread of both the same: what cannot be told apart is treated alike.
+
+    >>> drawn_together([0.1, 0.3], 0.5)
+    [0.15, 0.25]
+    """
+    mean = math.fsum(errors) / max(len(errors), 1)
+    return [mean + trust * (error - mean) for error in errors]
 
 
 def target_road(setting: Setting) -> NetworkRoad:

@@ -24,8 +24,9 @@ from calseg_cli.metrics.agreement import Agreement, agreement
 from calseg_cli.report.drawing import save_png
 from calseg_cli.report.value_figure import Group, value_figure
 from calseg_cli.report.wording import number
+from calseg_cli.stages.value_nets import TOGETHER
 
-CLEAN, ALL = "as they are", "all together"
+CLEAN, ALL = "as they are", TOGETHER
 VALUE_NET = "value net"
 PREDICTORS = {
     VALUE_NET: "value net",

@@ -16,6 +16,8 @@ from calseg_cli.methods.value_net import ValueNet
 KIND = "value-net"
 VALUE_NET = "valuenet.safetensors"
 """The file's name in the run's folder of the stage."""
+TOGETHER = "all together"
+"""The row of its scores that is over all held-out images, as they are and changed."""
 _TRAIN = "calseg train-valuenet makes one"
 
 
@@ -37,6 +39,16 @@ class LoadedValueNet:
         """The smallest and the largest error that it was trained on: beyond them it only guesses."""
         low, high = self.facts["value_net"]["range"]
         return float(low), float(high)
+
+    @property
+    def skill(self) -> float:
+        """The share of the held-out images' variance of error that it can tell, in [0,1]: its correlation, squared.
+
+        0 where nothing was measured or the correlation is not positive.
+        """
+        scores = self.facts["value_net"].get("scores") or {}
+        pearson = scores.get(TOGETHER, {}).get("value net", {}).get("pearson")
+        return float(pearson) ** 2 if pearson is not None and pearson > 0 else 0.0
 
 
 def load_value_net(path: Path, network_digest: str | None, device: torch.device) -> LoadedValueNet:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calseg_cli.methods.value_net import ValueNet, warm_up_statistics
-from calseg_cli.stages.round_pass import PooledFeatures, softening_temperature
+from calseg_cli.stages.round_pass import PooledFeatures, drawn_together, softening_temperature
 from calseg_cli.stages.value_nets import LoadedValueNet
 
 
@@ -79,3 +79,21 @@ def test_nothing_is_sharpened_and_what_cannot_be_reached_is_bounded():
     assert softening_temperature(logits, 0.999) == 1.0
     assert softening_temperature(logits, 0.1) == pytest.approx(100.0)
     assert np.isfinite(softening_temperature(torch.zeros(3, 4, 4), 0.2))
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.3, 1.0])
+def test_errors_keep_their_mean_and_lose_the_spread_that_is_not_trusted(trust):
+    errors = np.random.default_rng(0).uniform(0, 0.2, 50)
+    moved = np.array(drawn_together(errors.tolist(), trust))
+    assert moved.mean() == pytest.approx(errors.mean())
+    assert moved.std() == pytest.approx(trust * errors.std(), abs=1e-12)
+    if trust:
+        assert (moved.argsort() == errors.argsort()).all()
+
+
+@pytest.mark.parametrize(("pearson", "skill"), [(0.5, 0.25), (-0.5, 0.0), (float("nan"), 0.0), (None, 0.0), (1.0, 1.0)])
+def test_a_value_net_is_trusted_as_far_as_it_proved_right(guide, pearson, skill):
+    scores = {"all together": {"value net": {"pearson": pearson}}}
+    told = {"value_net": {**guide.facts["value_net"], "scores": scores}}
+    assert LoadedValueNet(guide.net, guide.path, guide.digest, told).skill == pytest.approx(skill)
+    assert guide.skill == 0  # nothing was measured
