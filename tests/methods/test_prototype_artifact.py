@@ -8,20 +8,7 @@ from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods.online_prototypes import DecayingSums, OnlinePrototypes
 from calseg_cli.methods.prototype_state import PrototypeState, soft_labels
 from calseg_cli.methods.prototypes import PrototypeOptions, Prototypes
-
-
-def image(seed: int, classes: int = 5, size: tuple[int, int] = (9, 11), spread: float = 3.0) -> torch.Tensor:
-    """Logits whose classes have a scale and a bias of their own, so that prototypes differ in shape."""
-    random = np.random.default_rng(seed)
-    scale, bias = random.uniform(0.5, 2, (classes, 1, 1)), random.normal(0, 0.5, (classes, 1, 1))
-    return torch.from_numpy((random.normal(0, spread, (classes, *size)) * scale + bias).astype(np.float32))
-
-
-def state_of(*images: torch.Tensor) -> PrototypeState:
-    state = PrototypeState(images[0].shape[0])
-    for number, one in enumerate(images):
-        state.add(one, name=f"image {number}")
-    return state
+from tests.methods.prototype_examples import image, state_of
 
 
 def margins(logits, rows):

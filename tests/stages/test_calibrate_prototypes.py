@@ -386,7 +386,7 @@ def test_a_network_counts_what_its_logits_would(monkeypatch, folder):
     logits = torch.from_numpy(np.random.default_rng(1).normal(0, 2, (4, 6, 6)).astype(np.float32))
     given = SimpleNamespace(
         ids=["one"], class_names=list("abcd"), protocol={"folder": "photos"}, image_digest=lambda name: "",
-        stream=lambda: iter([Counted("one", logits, Geometry(in_hw=(6, 6), out_hw=(6, 6)))]),
+        network_digest=None, stream=lambda: iter([Counted("one", logits, Geometry(in_hw=(6, 6), out_hw=(6, 6)))]),
     )  # fmt: skip
     made = stage.fit(given, PrototypeOptions(), stage._Teller(Silent(), False))
     state = PrototypeState(4)
