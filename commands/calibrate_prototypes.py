@@ -60,6 +60,10 @@ def calibrate_prototypes(
     prior: Annotated[
         float | None, typer.Option(help="Pixels of a one-hot label that classes begin with.", rich_help_panel=COUNTED)
     ] = None,
+    prior_from: Annotated[
+        Path | None,
+        typer.Option(help="Begin with these prototypes, of the source; tell the shift.", rich_help_panel=COUNTED),
+    ] = None,
     unseen: Annotated[
         str | None,
         typer.Option(help="No prototype: mask, onehot, source or error.", rich_help_panel=NEAREST),
@@ -115,6 +119,7 @@ def calibrate_prototypes(
             "prototypes.iterations": iterations,
             "prototypes.min_pixels": min_pixels,
             "prototypes.prior": prior,
+            "prototypes.prior_from": prior_from,
             "prototypes.unseen": unseen,
             "prototypes.shrink": shrink,
             "prototypes.distance": distance,
@@ -145,7 +150,7 @@ def _count(
     from calseg_cli.stages.calibrate_prototypes import calibrate_prototypes as stage
 
     done = stage(resolved, asked, source=source, out=out, force=force, progress=session.progress)
-    tables = [done.table(), *([done.changed.table()] if done.changed is not None else [])]
+    tables = [done.table(), *(more.table() for more in (done.shift, done.changed) if more is not None)]
     session.result(done.document(), lambda console: _show(console, tables))
     for note in done.prototypes.notes():
         session.progress.note(note)

@@ -36,6 +36,7 @@ def _path_values(values: dict[Any, Any]) -> Iterator[tuple[dict[Any, Any], Any, 
     tables: list[tuple[Any, Key, tuple[str, ...]]] = [
         (values, (), ("runs",)),
         (values.get("network"), ("network",), ("init",)),
+        (values.get("prototypes"), ("prototypes",), ("prior_from",)),
     ]
     for role in ("source", "target"):
         domain = values.get(role)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from calseg_cli.config.section import Section, key
-from calseg_cli.config.values import Bool, Float, Int, Probability
+from calseg_cli.config.values import Bool, Float, Int, Location, Probability
 
 Share = Annotated[Float, Field(ge=1e-9, le=1)]
 Weight = Annotated[Float, Field(ge=1e-9, le=1e12)]
@@ -23,7 +23,12 @@ class PrototypeSection(Section):
     )
     iterations: Int = key(1, "Times that pixels are assigned and counted, 1 to 100; the paper: once.", ge=1, le=100)
     min_pixels: Int = key(0, "A class predicted by fewer pixels has no prototype.", ge=0, le=2**53)
-    prior: Float = key(0.0, "Weight, in pixels, of a one-hot label that each class begins with.", ge=0, le=1e12)
+    prior: Float = key(
+        0.0, "Weight, in pixels, of a one-hot label (or of prior_from) that each class begins with.", ge=0, le=1e12
+    )
+    prior_from: Location | None = key(
+        None, "Prototypes of the source: classes never seen take theirs, prior is weight of them; null for none."
+    )
     unseen: Literal["mask", "onehot", "source", "error"] = key(
         "mask", "Class without a prototype: mask (takes no pixel), onehot, source (from --source), or error."
     )

@@ -45,8 +45,7 @@ def shrunk(rows: Rows, valid: Known, share: float) -> Rows:
 
 def known_rows(rows: Rows) -> Known:
     """Which classes have a row (C,): that of one without is NaN."""
-    known: Known = np.isfinite(rows).all(axis=1)
-    return known
+    return np.array([np.isfinite(row).all() for row in rows], np.bool_)
 
 
 def rows_in(arrays: Mapping[str, NDArray[Any]], name: str, num_classes: int) -> Rows | None:
@@ -91,17 +90,17 @@ def shifts(source: Rows, target: Rows) -> list[ClassShift]:
     ClassShift(source=0.75, target=0.5, taker=1, taken=0.25)
     """
     grown = target - source
-    np.fill_diagonal(grown, -np.inf)
     return [
-        ClassShift(float(source[index, index]), float(target[index, index]), *_taker(row))
+        ClassShift(float(source[index, index]), float(target[index, index]), *_taker(row, index))
         for index, row in enumerate(grown)
     ]
 
 
-def _taker(grown: Rows) -> tuple[int | None, float]:
-    """The class that grew most, of equals the first, and by how much. NaN is above nothing."""
-    first = int(grown.argmax())
-    return (first, float(grown[first])) if grown[first] > 0 else (None, float("nan"))
+def _taker(grown: Rows, own: int) -> tuple[int | None, float]:
+    """The other class that grew most, of equals the first, and by how much. NaN is above nothing."""
+    others = np.where(np.arange(len(grown)) == own, -np.inf, grown)
+    first = int(others.argmax())
+    return (first, float(others[first])) if others[first] > 0 else (None, float("nan"))
 
 
 def _beginning(num_classes: int, rows: Rows | None) -> Rows:

@@ -44,9 +44,10 @@ class PrototypeOptions:
     top_frac: which pixels count, by one bound or as that most confident share of each predicted class. iterations:
     how often pixels are assigned anew to the nearest prototype and counted again. min_pixels: a class with fewer has
     no prototype. prior: so much weight of a one-hot label, or of the source's prototype, is in each class from the
-    start. unseen: a class without a prototype takes no pixel (mask), has a one-hot prototype, that of another artifact (source), or is an error.
-    shrink: 0 is the paper, 1 is argmax. per_image: mix each image's own sums with so much weight of the prototypes.
-    confidence: what the corrected logits say of it, see `Prototypes.__call__`; tau: temperature of `distance`.
+    start. unseen: a class without a prototype takes no pixel (mask), has a one-hot prototype, that of another artifact
+    (source), or is an error. shrink: 0 is the paper, 1 is argmax. per_image: mix each image's own sums with so much
+    weight of the prototypes. confidence: what the corrected logits say of it, see `Prototypes.__call__`; tau:
+    temperature of `distance`.
     """
 
     weight_power: float = 1.0
@@ -216,9 +217,7 @@ class Prototypes(Correction):
             source_rows, prior_rows = (
                 rows_in(arrays, name, state.num_classes) for name in ("source_rows", "prior_rows")
             )
-            return cls(
-                state, options, source_rows=source_rows, prior_rows=prior_rows, names=names, fitted_on=fitted_on
-            )
+            return cls(state, options, source_rows=source_rows, prior_rows=prior_rows, names=names, fitted_on=fitted_on)
         except (ConfigError, DataError) as error:
             raise ArtifactError(error.message, error.hint) from error
         except (KeyError, TypeError, ValueError) as error:
@@ -303,10 +302,10 @@ class Prototypes(Correction):
         return shrunk(np.where(self.valid[:, None], mixed, 0.0), self.valid, self.options.shrink)
 
     def _borrow(self) -> list[int]:
-        """Give classes without a prototype that of `prior_rows`; which they are."""
+        """Give classes that have none of their own the prototype of `prior_rows`, exactly; which they are."""
         if self.prior_rows is None:
             return []
-        lacking = ~self.valid & known_rows(self.prior_rows)
+        lacking = (~self.valid | (self.state.weights == 0)) & known_rows(self.prior_rows)
         self._base[lacking], self.valid[lacking] = self.prior_rows[lacking], True
         return [int(index) for index in np.flatnonzero(lacking)]
 

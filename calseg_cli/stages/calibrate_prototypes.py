@@ -16,8 +16,9 @@ from calseg_cli.engine.device import memory_errors, seed_everything
 from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError, DataError
+from calseg_cli.methods.prototype_rows import Rows
 from calseg_cli.methods.prototype_state import PrototypeState, soft_labels
-from calseg_cli.methods.prototypes import PrototypeOptions, Prototypes, Rows
+from calseg_cli.methods.prototypes import PrototypeOptions, Prototypes
 from calseg_cli.methods.pseudo_labels import VoteHistogram, Votes
 from calseg_cli.metrics.pixels import finite_pixels
 from calseg_cli.report.wording import number, percent
@@ -25,6 +26,7 @@ from calseg_cli.stages.changed_labels import ChangedLabels, changed_labels
 from calseg_cli.stages.corrections import load_correction, write_correction
 from calseg_cli.stages.predict import OUT_OF_MEMORY
 from calseg_cli.stages.prototype_input import Asked, Counted, Input, Mask, find_input, other_way, read_mask
+from calseg_cli.stages.prototype_prior import Shift, SourcePrototypes, read_prior, read_stand_ins
 from calseg_cli.stages.run_folder import RunFolder, run_folder
 
 _LEAST = 1000
@@ -40,6 +42,8 @@ class Calibrated:
     images: int
     prototypes: Prototypes
     changed: ChangedLabels | None
+    shift: Shift | None = None
+    """From the source's prototypes, where `prototypes.prior_from` names them."""
 
     def table(self) -> tuple[str, list[str], list[list[str]]]:
         """Title, headers and rows: a class each."""
@@ -90,6 +94,7 @@ class Calibrated:
             "mean_other_mass": _mean(self.prototypes.off_diagonal()),
             "notes": self.prototypes.notes(),
             "classes": self.rows(),
+            "shift": None if self.shift is None else self.shift.rows(),
             "changed": None if self.changed is None else self.changed.document(),
         }
 
@@ -97,6 +102,8 @@ class Calibrated:
         made = self.prototypes
         if index in made.unseen and made.options.shrink < 1:
             return f"no prototype of its own: {made.options.unseen}"
+        if index in made.borrowed and made.options.shrink < 1:
+            return "the source's prototype"
         return "few pixels" if made.state.pixels[index] < _LEAST else ""
 
 
@@ -112,7 +119,8 @@ def calibrate_prototypes(
     """Count the soft labels of a logits artifact, or of a network's answers, and write the prototypes.
 
     `source` is an artifact of prototypes whose rows stand in for classes never seen (`prototypes.unseen` "source").
-    Raises DataError where no pixel counts and where one class alone has a prototype, ArtifactError, ConfigError.
+    `prototypes.prior_from` names one that all classes begin with. Raises DataError where no pixel counts and where one
+    class alone has a prototype, ArtifactError, ConfigError.
     """
     section = resolved.config.prototypes
     check_section(section, resolved, source)
@@ -121,10 +129,12 @@ def calibrate_prototypes(
     given = find_input(resolved, asked, progress)
     with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY), given.open():
         target = out or prototypes_folder(run_folder(resolved)) / f"{given.stem}.h5"
-        check_target(target, given, force=force)
+        stand_ins = None if source is None else read_stand_ins(source, given.class_names)
+        prior = None if section.prior_from is None else read_prior(section.prior_from, given, options)
+        read = [one for one in (stand_ins, prior) if one is not None]
+        check_target(target, given, force=force, read=[one.path for one in read])
         progress.note(f"{given.told}, {len(given.ids)} images")
-        rows, parent = _source_rows(source, given.class_names)
-        made = fit(given, options, _Teller(progress, stop), source_rows=rows, mask=asked.mask)
+        made = fit(given, options, _Teller(progress, stop), stand_ins=stand_ins, prior=prior, mask=asked.mask)
         digest = write_correction(
             target,
             made,
@@ -132,15 +142,16 @@ def calibrate_prototypes(
             class_names=given.class_names,
             palette=given.palette,
             protocol=given.protocol,
-            parents={**given.parents, **parent},
-            files={**given.files, **({"source_prototypes": source} if source is not None else {})},
+            parents={**given.parents, **{one.role: one.digest for one in read}},
+            files={**given.files, **{one.role: one.path for one in read}},
             device=given.device,
             force=force,
         )
         changed = None
         if section.png:
             changed = changed_labels(given, made, resolved, drawn=pictures_of(target), progress=progress, stop=stop)
-    return Calibrated(target, digest, len(given.ids), made, changed)
+    shift = None if prior is None else Shift(made.names, prior.rows, made.counted_rows())
+    return Calibrated(target, digest, len(given.ids), made, changed, shift)
 
 
 def report_changed(
@@ -175,25 +186,24 @@ def fit(
     options: PrototypeOptions,
     tell: "_Teller",
     *,
-    source_rows: Rows | None = None,
+    stand_ins: SourcePrototypes | None = None,
+    prior: SourcePrototypes | None = None,
     mask: Path | None = None,
 ) -> Prototypes:
     """The prototypes of all images; one pass, and one more each for `top_frac` and every further iteration."""
     tell.wanted = None if mask is None else read_mask(mask)
     classes = len(given.class_names)
     thresholds = None if options.top_frac is None else _thresholds(given, options, tell, classes)
+    fitted_on = _fitted_on(given, mask, prior)
 
     def made(state: PrototypeState) -> Prototypes:
         return Prototypes(
             state,
             options,
-            source_rows=source_rows,
+            source_rows=None if stand_ins is None else stand_ins.rows,
+            prior_rows=None if prior is None else prior.rows,
             names=given.class_names,
-            fitted_on={
-                **{key: given.protocol[key] for key in ("domain", "split", "folder") if key in given.protocol},
-                "images": len(given.ids),
-                **({} if mask is None else {"mask": file_digest(mask)}),
-            },
+            fitted_on=fitted_on,
         )
 
     state = _count(given, PrototypeState(classes, options.rule(thresholds)), tell, "counting soft labels", None)
@@ -202,6 +212,18 @@ def fit(
             given, PrototypeState(classes, options.rule(thresholds)), tell, f"iteration {turn + 1}", made(state)
         )
     return made(state)
+
+
+def _fitted_on(given: Input, mask: Path | None, prior: SourcePrototypes | None) -> dict[str, Any]:
+    origin: dict[str, Any] = {
+        key: given.protocol[key] for key in ("domain", "split", "folder") if key in given.protocol
+    }
+    others = {
+        "network": given.network_digest,
+        "mask": None if mask is None else file_digest(mask),
+        "prior": None if prior is None else prior.digest,
+    }
+    return {**origin, "images": len(given.ids), **{name: digest for name, digest in others.items() if digest}}
 
 
 def options_of(section: PrototypeSection) -> PrototypeOptions:
@@ -225,6 +247,7 @@ def check_section(section: PrototypeSection, resolved: Resolved, source: Path | 
         raise ConfigError("--unseen source needs the source's prototypes", "--source FILE names them")
     if section.unseen != "source" and source is not None:
         raise ConfigError(f"--source has no effect with --unseen {section.unseen}", "--unseen source uses it")
+    _check_prior(section, source)
     for name, needed, value in (("tau", "confidence", "distance"), ("forget", "online", "causal")):
         if resolved.sources.get(f"prototypes.{name}") == f"--{name}" and getattr(section, needed) in ("max", "off"):
             raise ConfigError(
@@ -232,9 +255,23 @@ def check_section(section: PrototypeSection, resolved: Resolved, source: Path | 
             )
 
 
-def check_target(target: Path, given: Input, *, force: bool) -> None:
+def _check_prior(section: PrototypeSection, source: Path | None) -> None:
+    if section.prior_from is None:
+        return
+    if source is not None:
+        raise ConfigError(
+            "--source and --prior-from both stand in for classes never seen", "--prior-from alone does it too"
+        )
+    if section.online != "off":
+        raise ConfigError(
+            f"--prior-from has no effect with --online {section.online}",
+            "--set prototypes.prior_from=null leaves it out",
+        )
+
+
+def check_target(target: Path, given: Input, *, force: bool, read: Sequence[Path] = ()) -> None:
     """Refuse to write over what is read or, without `force`, over a result, before hours of work. ArtifactError."""
-    if any(target.absolute() == path.absolute() for path in given.files.values()):
+    if any(target.absolute() == path.absolute() for path in (*given.files.values(), *read)):
         raise ArtifactError(f"{target} is what is read", "give the prototypes another name with --out")
     if target.exists() and not force:
         raise ArtifactError(f"{target} exists already", "--force makes it anew, -o names another file")
@@ -292,20 +329,6 @@ def _thresholds(given: Input, options: PrototypeOptions, tell: _Teller, classes:
     tell.over(given, "measuring confidence", add)
     thresholds: list[float] = histogram.thresholds(float(options.top_frac or 1)).tolist()
     return thresholds
-
-
-def _source_rows(source: Path | None, class_names: Sequence[str]) -> tuple[Rows | None, dict[str, str]]:
-    """The prototypes of the source, NaN in rows that it lacks, and its digest by role."""
-    if source is None:
-        return None, {}
-    loaded = load_correction(source, "prototypes")
-    with open_artifact(source, "prototypes") as artifact:
-        check_classes(artifact, class_names)
-    found = loaded.correction
-    if not isinstance(found, Prototypes):
-        raise ArtifactError(f"{source} holds no prototypes", "--source FILE names prototypes of the source")
-    rows = np.where(found.valid[:, None], found.rows, np.nan)
-    return rows, {"source_prototypes": loaded.digest}
 
 
 def _mean(mass: Rows) -> float:

@@ -13,6 +13,7 @@ from calseg_cli.artifacts.reader import Artifact, check_classes, check_kind
 from calseg_cli.artifacts.recipe import changes
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.errors import ArtifactError
+from calseg_cli.methods.prototype_rows import Rows
 from calseg_cli.methods.prototypes import Prototypes
 from calseg_cli.stages.corrections import FACTS
 
@@ -35,6 +36,7 @@ def merge_prototypes(sources: Sequence[Artifact], target: Path, *, command: Sequ
         state,
         first.options,
         source_rows=first.source_rows,
+        prior_rows=first.prior_rows,
         names=first.names,
         fitted_on={**_common([part.fitted_on for part in parts]), "images": len(state.images)},
     )
@@ -42,13 +44,20 @@ def merge_prototypes(sources: Sequence[Artifact], target: Path, *, command: Sequ
     meta = {
         "classes": sources[0].meta["classes"],
         "protocol": {**protocol, FACTS: whole.facts()},
-        "provenance": provenance(command, parents={f"part{n}": source.digest for n, source in enumerate(sources)}),
+        "provenance": provenance(command, parents=_parents(sources, whole)),
     }
     writer = ArtifactWriter(target, "prototypes", meta=meta, force=force)
     with writer:
         for name, array in whole.to_arrays().items():
             writer.add_array(name, array)
     return writer.digest
+
+
+def _parents(sources: Sequence[Artifact], whole: Prototypes) -> dict[str, str]:
+    """The parts, and the source's prototypes that all of them begin with."""
+    prior = whole.fitted_on.get("prior")
+    parts = {f"part{number}": source.digest for number, source in enumerate(sources)}
+    return {**parts, **({} if prior is None else {"prior": prior})}
 
 
 def _read(source: Artifact) -> Prototypes:
@@ -74,20 +83,26 @@ def _check_alike(first: Artifact, one: Prototypes, source: Artifact, other: Prot
             f"{source.path} was counted differently from {first.path}: {'; '.join(differs)}",
             "merge what was counted alike",
         )
-    mine, theirs = (np.zeros(0) if part.source_rows is None else part.source_rows for part in (one, other))
-    if not np.array_equal(mine, theirs, equal_nan=True):
+    rows = ((one.source_rows, other.source_rows), (one.prior_rows, other.prior_rows))
+    if not all(_same(mine, theirs) for mine, theirs in rows):
         raise ArtifactError(
             f"{source.path} was counted with other prototypes of the source than {first.path}",
             "merge what was counted alike",
         )
 
 
+def _same(mine: Rows | None, theirs: Rows | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return np.array_equal(mine, theirs, equal_nan=True)
+
+
 def _way(source: Artifact) -> dict[str, Any]:
-    """What must agree: the options, and how the logits were made."""
+    """What must agree: the options, what was masked and begun with, and how the logits were made."""
     protocol = source.meta["protocol"]
     made = {key: value for key, value in protocol.items() if key not in (FACTS, *_ORIGIN)}
-    facts = protocol[FACTS]
-    return {**made, "options": facts.get("options", {}), "mask": facts.get("fitted_on", {}).get("mask")}
+    options, fitted_on = (protocol[FACTS].get(name, {}) for name in ("options", "fitted_on"))
+    return {**made, "options": options, **{name: fitted_on.get(name) for name in ("mask", "prior")}}
 
 
 def _common(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from calseg_cli.errors import ArtifactError, ConfigError, DataError
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.predict import PreparedPrediction
 from calseg_cli.stages.pseudo_label import newest_logits
-from calseg_cli.stages.roads import palette_of
+from calseg_cli.stages.roads import network_of, palette_of
 from calseg_cli.stages.run_folder import run_folder, short_name
 
 Mask = NDArray[np.bool_]
@@ -71,6 +71,7 @@ class LogitsInput:
         self.class_names, self.palette = list(self.artifact.class_names), palette_of(self.artifact)
         self.protocol: dict[str, Any] = dict(self.artifact.meta["protocol"])
         self.parents, self.files = {"logits": self.artifact.digest}, {"logits": path}
+        self.network_digest = network_of(self.artifact.meta.get("provenance", {}))
         self.stem = path.name.removesuffix(".json").removesuffix(".manifest").removesuffix(".h5")
         self.told = f"logits {path}"
 
@@ -99,6 +100,7 @@ class NetworkInput:
         self.class_names, self.palette = list(work.road.class_names), work.road.palette
         self.protocol: dict[str, Any] = {**work.road.protocol, **work.origin}
         self.parents, self.files = dict(work.road.parents), dict(work.road.files)
+        self.network_digest = work.road.network_digest
         self.stem = f"{short_name(work.checkpoint, run_folder(resolved))}-{work.place}"
         self.told = f"network {work.checkpoint}, images of {work.place}"
 

@@ -68,6 +68,25 @@ def test_parts_merge(folder, calseg):
     assert calseg("artifact", "merge", "all.h5", "test.h5", "-o", "twice.h5", cwd=folder).code == 4
 
 
+def test_the_source_as_a_prior_and_the_shift(folder, calseg):
+    words = ("--checkpoint", "pretrain", "--domain", "source", "--split", "val", "-o", "source.h5")
+    assert calseg("calibrate-prototypes", *words, cwd=folder).code == 0
+    ran = calseg("calibrate-prototypes", "--prior-from", "source.h5", "--prior", "50", cwd=folder)
+    assert ran.code == 0, ran.err
+    title = next(number for number, line in enumerate(ran.out.splitlines()) if line.startswith("shift"))
+    with open_artifact(folder / MADE) as artifact, open_artifact(folder / "source.h5") as source:
+        assert artifact.meta["provenance"]["parents"]["prior"] == source.digest
+        assert [line.split()[0] for line in ran.out.splitlines()[title + 2 :]] == artifact.class_names
+    (folder / "source.h5").rename(folder / "elsewhere.h5")
+    assert calseg("evaluate", "--prototypes", MADE, cwd=folder).code == 0
+    told = calseg("calibrate-prototypes", "--prior-from", "elsewhere.h5", "--force", "--json", cwd=folder)
+    assert [row["name"] for row in told.json["shift"]] == [row["name"] for row in told.json["classes"]]
+    refused = calseg("calibrate-prototypes", "--prior-from", "elsewhere.h5", "--temperature", "2", cwd=folder)
+    assert refused.code == 3
+    assert "elsewhere.h5 was counted by another rule: temperature was 1.0, is 2.0" in refused.err
+    assert "Traceback" not in refused.err
+
+
 def test_online(folder, calseg):
     ran = calseg("calibrate-prototypes", "--online", "causal", "--prior", "100", "--forget", "0.9", cwd=folder)
     assert ran.code == 0, ran.err
@@ -95,6 +114,7 @@ def test_settings_come_from_the_file_too(folder, calseg):
         (("--max-items", "3"), 2, "--max-items has no effect on logits"),
         (("--changed-by", "nowhere.h5"), 3, "nowhere.h5"),
         (("--online", "causal"), 2, "--prior"),
+        (("--prior-from", "nowhere.h5"), 3, "nowhere.h5"),
         (("--min-confidence", "1"), 4, "no pixel counts"),
         (("--name", "empty"), 3, "calseg predict --split train"),
     ],

@@ -163,8 +163,8 @@ def target_logits(bench, folder, **changes):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"weight_power": 2.0}, "another rule: weight_power was 1.0, is 2.0"),
-        ({"temperature": 2.0}, "another rule: temperature was 1.0"),
+        ({"weight_power": 2.0}, "weight_power was 1.0, is 2.0"),
+        ({"temperature": 2.0}, "temperature was 1.0"),
         ({"min_confidence": 0.2}, "min_confidence"),
         ({"top_frac": 0.5}, "top_frac was absent, is 0.5"),
         ({"iterations": 2}, "iterations"),
@@ -172,7 +172,7 @@ def target_logits(bench, folder, **changes):
     ids=str,
 )
 def test_another_rule(bench, folder, source, options, said):
-    with pytest.raises(ArtifactError, match=rf"source\.h5 was counted by {said}|{said}") as caught:
+    with pytest.raises(ArtifactError, match=rf"source\.h5 was counted by another rule: {said}") as caught:
         run(prior_from=source, out=folder / "x.h5", **options)
     assert "\n" not in caught.value.message
     assert not (folder / "x.h5").exists()
