@@ -21,9 +21,7 @@ from typing import Any
 
 KEYS = ("miou", "macc", "accuracy", "ece", "signed_gap", "nll")
 LAST = ("--choose", "last")
-PAPER = tuple(
-    word for setting in ("softness=none", "anchor=0", "average=1.0") for word in ("--set", f"adapt.calsfda.{setting}")
-)
+PAPER = tuple(word for setting in ("settle=false", "trust=1.0") for word in ("--set", f"adapt.calsfda.{setting}"))
 METHODS: dict[str, tuple[str, ...]] = {
     "source-only": (),
     "adabn": ("--method", "adabn"),
@@ -34,6 +32,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "calsfda/no-guidance": ("--method", "calsfda", "--guidance", "none"),
     "calsfda/paper": ("--method", "calsfda", *PAPER),
     "calsfda/paper-no-guidance": ("--method", "calsfda", "--guidance", "none", *PAPER),
+    "calsfda/anchor": ("--method", "calsfda", "--set", "adapt.calsfda.anchor=3"),
+    "calsfda/soft": ("--method", "calsfda", "--set", "adapt.calsfda.softness=temperature"),
+    "calsfda/average": ("--method", "calsfda", "--average", "0.5"),
     "calsfda/portion-0.3": ("--method", "calsfda", "--portion", "0.3"),
     "calsfda/portion-0.6": ("--method", "calsfda", "--portion", "0.6"),
     "calsfda/two-rounds": ("--method", "calsfda", "--rounds", "2", *LAST),

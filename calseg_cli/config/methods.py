@@ -95,6 +95,9 @@ class CalSFDA(Rounds):
     class_weights: Literal["thresholds", "none"] = key(
         "thresholds", "Weights of classes in the cross-entropy: from their thresholds, or none."
     )
+    settle: Bool = key(
+        True, "Divide the result's logits so that its mean confidence is 1 - e times the un-adapted network's."
+    )
     softness: Literal["none", "smoothing", "temperature"] = key(
         "none", "What a believed pixel is taught: its class; that with probability 1 - e; the softened probabilities."
     )

@@ -22,6 +22,7 @@ from calseg_cli.data.pseudo_labelled import PseudoLabelledDataset
 from calseg_cli.engine.checkpoint import read_checkpoint
 from calseg_cli.methods import build_adaptation
 from calseg_cli.methods.checkpoint_criteria import Outlook, collapse
+from calseg_cli.methods.expected_confidence import divide_logits, softening_temperature
 from calseg_cli.methods.round_self_training import RoundSelfTraining
 from calseg_cli.stages.corrections import Loaded
 from calseg_cli.stages.round_labels import draw_overlays, kept_share, read_beliefs, write_round_labels
@@ -37,12 +38,18 @@ _SCRATCH = "look.partial"
 
 @dataclass(frozen=True)
 class Candidate:
-    """One round's network as it looks on the images it was adapted to; no label is known to it."""
+    """One round's network as it looks on the images it was adapted to; no label is known to it.
+
+    `expected_confidence` is (1 - e) times its mean confidence; `temperature` what its logits are to be divided by so
+    that its mean confidence is what was expected of the un-adapted network.
+    """
 
     round: int
     outlook: Outlook
     expected_error: float
     refused: str | None
+    expected_confidence: float = nan
+    temperature: float = 1.0
 
     def facts(self) -> dict[str, Any]:
         """As plain values, for the log."""
@@ -55,12 +62,14 @@ class Candidate:
             "pixels": self.outlook.pixels,
             "neighbourhood": self.outlook.neighbourhood,
             "refused": self.refused,
+            "expected_confidence": self.expected_confidence if isfinite(self.expected_confidence) else None,
+            "temperature": self.temperature,
         }
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> "Candidate":
         """The candidate that a log or a resumable state tells of."""
-        error = facts["expected_error"]
+        error, confidence = facts["expected_error"], facts["expected_confidence"]
         outlook = Outlook(
             facts["entropy"],
             facts["confidence"],
@@ -68,7 +77,14 @@ class Candidate:
             np.array(facts["class_shares"]),
             facts["pixels"],
         )
-        return cls(facts["round"], outlook, nan if error is None else error, facts["refused"])
+        return cls(
+            facts["round"],
+            outlook,
+            nan if error is None else error,
+            facts["refused"],
+            nan if confidence is None else confidence,
+            facts["temperature"],
+        )
 
 
 class Rounds:
@@ -104,6 +120,7 @@ class Rounds:
                 break
         chosen = choose(self.candidates, self.setting.options.choose)
         self._load(chosen.round)
+        self._settle(chosen)
         self.stage.log({"event": "chosen", "step": chosen.round, "by": self.setting.options.choose})
         scores = {name: value for name, value in chosen.facts().items() if name != "class_shares"}
         self.stage.finish(chosen.round, self._network, scores)
@@ -161,7 +178,27 @@ class Rounds:
 
     def _candidate(self, number: int, seen: RoundPass) -> Candidate:
         start = self.candidates[0].outlook if number else seen.outlook
-        return Candidate(number, seen.outlook, seen.mean_expected_error, collapse(seen.outlook, start))
+        wanted = self.candidates[0].expected_confidence if number else seen.expected_confidence
+        return Candidate(
+            number,
+            seen.outlook,
+            seen.mean_expected_error,
+            collapse(seen.outlook, start),
+            seen.expected_confidence,
+            softening_temperature(seen.sample.mean, wanted),
+        )
+
+    def _settle(self, chosen: Candidate) -> None:
+        """Divide the result's logits for good, where asked for and possible."""
+        if not getattr(self.setting.options, "settle", False) or chosen.temperature == 1:
+            return
+        if divide_logits(self._network, chosen.temperature):
+            self.setting.progress.note(f"logits of the result are divided by {chosen.temperature:.3f}")
+        else:
+            self.setting.progress.note(
+                f"the last layer of {self.setting.loaded.network.name} cannot be divided by {chosen.temperature:.3f}: "
+                "the result is surer than it is expected to be right"
+            )
 
     def _label(self, number: int, seen: RoundPass) -> None:
         options, folder = self.setting.options, self.folder(number)

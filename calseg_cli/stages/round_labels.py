@@ -14,6 +14,7 @@ from calseg_cli.artifacts.reader import Artifact
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import resized_image
+from calseg_cli.methods.expected_confidence import image_temperature
 from calseg_cli.methods.pseudo_labels import (
     GRID,
     VoteHistogram,
@@ -30,7 +31,7 @@ from calseg_cli.stages.corrections import Loaded, told
 from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.pictures import safe_name
 from calseg_cli.stages.roads import classes_table
-from calseg_cli.stages.round_pass import RoundPass, Seen, softening_temperature
+from calseg_cli.stages.round_pass import RoundPass, Seen
 from calseg_cli.stages.target_training import Setting
 
 _RULE = "the confidence, times 1 - expected error of the image, reaches the threshold of the predicted class (>=)"
@@ -112,7 +113,7 @@ def _arrays(
     errors = [seen.expected_error.get(name, 0.0) for name in seen.ids]
     soft = getattr(setting.options, "softness", "none") == "temperature"
     temperatures = [
-        softening_temperature(one.logits, (1 - error) * seen.confidence[one.id]) if soft and error else 1.0
+        image_temperature(one.logits, (1 - error) * seen.confidence[one.id]) if soft and error else 1.0
         for one, error in zip(seen, errors, strict=True)
     ]
     return {

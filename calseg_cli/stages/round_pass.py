@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from calseg_cli.config import Predict
 from calseg_cli.engine.infer import Prediction
 from calseg_cli.errors import disk_errors
 from calseg_cli.methods.checkpoint_criteria import Outlook, OutlookSums
+from calseg_cli.methods.expected_confidence import ConfidenceSample
 from calseg_cli.methods.value_net import Tap
 from calseg_cli.stages.corrections import Loaded, corrected
 from calseg_cli.stages.roads import NetworkRoad, Road
@@ -39,6 +39,7 @@ class RoundPass:
 
     scratch: Path
     outlook: Outlook
+    sample: ConfidenceSample
     ids: list[str] = field(default_factory=list)
     geometries: list[Geometry] = field(default_factory=list)
     confidence: dict[str, float] = field(default_factory=dict)
@@ -48,6 +49,13 @@ class RoundPass:
         for place, (name, geometry) in enumerate(zip(self.ids, self.geometries, strict=True)):
             logits = torch.from_numpy(np.load(self.scratch / f"{place:06d}-logits.npy", allow_pickle=False))
             yield Seen(name, logits, geometry)
+
+    @property
+    def expected_confidence(self) -> float:
+        """The mean confidence that is expected to be right: (1 - e) times the network's own, over images."""
+        errors = (self.expected_error.get(name, 0.0) for name in self.ids)
+        scaled = [(1 - error) * own for error, own in zip(errors, self.sample.means(), strict=True)]
+        return math.fsum(scaled) / len(scaled) if scaled else math.nan
 
     @property
     def mean_expected_error(self) -> float:
@@ -75,13 +83,13 @@ def look(
     """
     setting.loaded.network.eval()
     road = target_road(setting)
-    seen = RoundPass(scratch, OutlookSums().outlook())
     sums, pools = OutlookSums(), PooledFeatures(scratch, guide) if guide is not None else None
+    seen = RoundPass(scratch, sums.outlook(), ConfidenceSample(len(setting.images)))
     tap = Tap(setting.loaded.network) if guide is not None else nullcontext()
     scratch.mkdir(parents=True, exist_ok=True)
     setting.progress.start("looking at target images", len(setting.images))
     with tap as features:
-        for place, prediction in enumerate(corrected(_Watched(road, sums), corrections).stream()):
+        for place, prediction in enumerate(corrected(_Watched(road, sums, seen.sample), corrections).stream()):
             _stop(setting)
             logits = prediction.logits
             with disk_errors(scratch):
@@ -122,8 +130,8 @@ def target_road(setting: Setting) -> NetworkRoad:
 class _Watched:
     """A road whose logits are counted as they pass, before any correction."""
 
-    def __init__(self, road: Road, sums: OutlookSums) -> None:
-        self._road, self._sums = road, sums
+    def __init__(self, road: Road, sums: OutlookSums, sample: ConfidenceSample) -> None:
+        self._road, self._sums, self._sample = road, sums, sample
         self.class_names, self.palette, self.dataset = road.class_names, road.palette, road.dataset
         self.protocol, self.parents, self.files = road.protocol, road.parents, road.files
         self.network_digest: str | None = None  # it changes from round to round; the stage has spoken of the first
@@ -132,6 +140,7 @@ class _Watched:
         """The road's predictions."""
         for prediction in self._road.stream(indices):
             self._sums.add(prediction.logits)
+            self._sample.add(prediction.logits)
             yield prediction
 
 
@@ -183,25 +192,6 @@ class PooledFeatures:
         pooled: NDArray[np.float32] = np.load(self._scratch / f"{place:06d}-pooled.npy", allow_pickle=False)
         device = next(self._net.parameters()).device
         return float(self._net.eval()(torch.from_numpy(pooled)[None].to(device)))
-
-
-def softening_temperature(logits: Tensor, mean_confidence: float) -> float:
-    """The T >= 1 by which logits (C,h,w) are divided so that the mean of the largest probability is `mean_confidence`.
-
-    1 where it is that low already. Found by bisection to 1e-4; at most 100.
-    """
-    flat = logits.float().flatten(1)
-    low, high = 1.0, 100.0
-    if _confidence(flat, low) <= mean_confidence:
-        return low
-    while high - low > 1e-4 * low:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if _confidence(flat, middle) > mean_confidence else (low, middle)
-    return high
-
-
-def _confidence(flat: Tensor, temperature: float) -> float:
-    return float(F.softmax(flat / temperature, dim=0).amax(dim=0).double().mean())
 
 
 def _stop(setting: Setting) -> None:

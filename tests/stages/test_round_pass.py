@@ -1,4 +1,4 @@
-"""One look at the target: errors expected without a second look, and temperatures that soften to a mean."""
+"""One look at the target: errors expected without a second look, and trusted as far as they proved right."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calseg_cli.methods.value_net import ValueNet, warm_up_statistics
-from calseg_cli.stages.round_pass import PooledFeatures, drawn_together, softening_temperature
+from calseg_cli.stages.round_pass import PooledFeatures, drawn_together
 from calseg_cli.stages.value_nets import LoadedValueNet
 
 
@@ -59,26 +59,6 @@ def test_no_error_is_expected_beyond_what_was_ever_seen(guide, tmp_path):
         kept.add(place, 10 * one)
     assert all(0.49 <= error <= 0.51 for error in kept.expected(warm=False))
     assert len(set(kept.expected(warm=False))) > 1
-
-
-def mean_confidence(logits, temperature):
-    return float((logits.double() / temperature).softmax(dim=0).amax(dim=0).mean())
-
-
-@pytest.mark.parametrize("share", [0.99, 0.9, 0.6])
-def test_the_temperature_brings_the_mean_confidence_where_it_is_wanted(share):
-    logits = 3 * torch.randn(5, 8, 9, generator=torch.Generator().manual_seed(2))
-    wanted = share * mean_confidence(logits, 1.0)
-    found = softening_temperature(logits, wanted)
-    assert found > 1
-    assert mean_confidence(logits, found) == pytest.approx(wanted, abs=1e-4)
-
-
-def test_nothing_is_sharpened_and_what_cannot_be_reached_is_bounded():
-    logits = torch.randn(3, 4, 4)
-    assert softening_temperature(logits, 0.999) == 1.0
-    assert softening_temperature(logits, 0.1) == pytest.approx(100.0)
-    assert np.isfinite(softening_temperature(torch.zeros(3, 4, 4), 0.2))
 
 
 @pytest.mark.parametrize("trust", [0.0, 0.3, 1.0])
