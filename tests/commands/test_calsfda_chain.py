@@ -100,3 +100,23 @@ def test_a_value_net_of_another_network_is_refused(chained, calseg, tmp_path):
     assert ran.code == 3
     assert "made for another network" in ran.err
     assert (folder / RUN / "4-adapt-calsfda/network.safetensors").exists()
+
+
+def test_the_result_is_as_sure_as_it_is_expected_to_be_right(chained, calseg, tmp_path):
+    """Measured on the predictions: the mean confidence on the images that it was adapted to, and the same classes."""
+    folder = tmp_path / "w"
+    shutil.copytree(chained[0], folder)
+    stage = folder / RUN / "4-adapt-calsfda"
+    records = [json.loads(line) for line in (stage / "log.jsonl").read_text().splitlines()]
+    wanted, chosen = records[0]["expected_confidence"], records[-1]["step"]
+    found = {}
+    for name, checkpoint in (("settled", stage), ("trained", stage / f"round-{chosen}")):
+        words = ("--split", "train", "--checkpoint", str(checkpoint), "-o", f"{name}.h5")
+        assert calseg("predict", *words, cwd=folder).code == 0
+        with open_artifact(folder / f"{name}.h5", "logits") as logits:
+            found[name] = np.stack([logits.item(one, "logits").astype(np.float64) for one in logits.ids])
+    exps = np.exp(found["settled"] - found["settled"].max(axis=1, keepdims=True))
+    confidence = (1 / exps.sum(axis=1)).mean()
+    assert confidence == pytest.approx(wanted, abs=2e-3)
+    assert records[chosen]["temperature"] > 1
+    assert (found["settled"].argmax(axis=1) == found["trained"].argmax(axis=1)).mean() > 0.999
