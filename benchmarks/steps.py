@@ -35,6 +35,8 @@ from calseg_cli.data.loader import Batch
 from calseg_cli.engine.device import autocast
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.train import Plan, build_optimizer
+from calseg_cli.methods.calsfda import CalSFDA
+from calseg_cli.methods.cbst import CBST
 from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network
@@ -52,6 +54,8 @@ METHODS = {
     "source": Contestant(Source),
     "source+ece": Contestant(lambda network: Source(network, ece=CalibrationTerm(1.0)), "source", "<= 1.10"),
     "source+ece(soft)": Contestant(lambda network: Source(network, ece=CalibrationTerm(1.0, binning="soft")), "source"),
+    "cbst": Contestant(CBST),
+    "calsfda": Contestant(CalSFDA, "cbst"),
 }
 
 
@@ -91,7 +95,7 @@ def make_batch(images: torch.Tensor, options: argparse.Namespace) -> Batch:
     cells[torch.rand(cells.shape, generator=random) < 0.1] = 255
     labels = cells.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
     ids = tuple(str(n) for n in range(options.batch))
-    return Batch(0, images[: options.batch], labels, images[options.batch :], ids, ids)
+    return Batch(0, images[: options.batch], labels, images[options.batch :], ids, ids, target_labels=labels)
 
 
 def race(method: str, network: str, options: argparse.Namespace) -> dict[str, float]:
