@@ -111,7 +111,7 @@ class Rounds:
         if state is None:
             self._begin()
         else:
-            first = int(state["step"])
+            first = int(state["step"]) + 1
             self.candidates = [Candidate.from_facts(facts) for facts in state["candidates"]]
         for number in range(first, self.setting.options.rounds + 1):
             if number > 0:
@@ -136,10 +136,10 @@ class Rounds:
         if self.setting.options.warm_up == "all":
             remeasure(self.setting, "measuring the target's statistics")
         self.stage.at(self.folder(0)).finish(0, self._network, None)
-        self._save(0)
+        self._save(-1)
 
     def _save(self, number: int) -> None:
-        """From here a stopped run goes on: the network before round `number` is whole, and so are its labels."""
+        """From here a stopped run goes on: candidate `number` is judged, and the labels of the next round are whole."""
         facts = [candidate.facts() for candidate in self.candidates]
         self.stage.save(number, self._network, {"step": number, "candidates": facts})
 
@@ -165,7 +165,7 @@ class Rounds:
         goes_on = number < options.rounds and candidate.refused is None
         if goes_on:
             self._label(number + 1, seen)
-            self._save(number + 1)
+            self._save(number)
         shutil.rmtree(scratch, ignore_errors=True)
         return goes_on
 

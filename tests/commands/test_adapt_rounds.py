@@ -147,6 +147,7 @@ def test_it_repeats_and_continues_after_a_stop_to_the_same_bits(workspace, calse
     assert done.code == 0, done.err
     assert same_weights(stage / "network.safetensors", workspace / "runs/whole/4-adapt-cbst/network.safetensors")
     assert not list(stage.rglob("resume.safetensors"))
+    assert log(stage) == log(workspace / "runs/whole/4-adapt-cbst")
 
 
 def test_prototypes_correct_the_logits_that_labels_are_made_of(workspace, calseg):
