@@ -8,7 +8,6 @@ import typer
 from calseg_cli.commands._options import (
     INPUT,
     Calibrator,
-    Checkpoint,
     Device,
     Force,
     Name,
@@ -30,13 +29,21 @@ def adapt(
     session: Session,
     *,
     method: Annotated[str | None, typer.Option(help="How to adapt: adabn, tent, cbst or calsfda.")] = None,
-    checkpoint: Checkpoint = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|STAGE",
+            help="A checkpoint, or a stage of the run such as adapt-adabn; the source network without it.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     split: Split = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step, and images normalised together.", rich_help_panel=TRAINING)
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, of a round.", rich_help_panel=TRAINING)] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, typer.Option(help="Encoder's learning rate.", rich_help_panel=TRAINING)] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Head's learning rate.", rich_help_panel=ROUNDS)] = None,
     momentum: Annotated[
         float | None, typer.Option(help="1 replaces the source's statistics, less mixes them.", rich_help_panel=ADABN)
     ] = None,
@@ -72,7 +79,7 @@ def adapt(
 ) -> None:
     """Adapt a trained network to the target's unlabelled images. No label of the target is opened.
 
-    Example: calseg adapt --method adabn
+    Example: calseg adapt --method calsfda
     """
     common = {
         "adapt.method": method,
@@ -86,6 +93,7 @@ def adapt(
         "batch_size": batch_size,
         "steps": steps,
         "lr": lr,
+        "head_lr": head_lr,
         "momentum": momentum,
         "rounds": rounds,
         "portion": portion,

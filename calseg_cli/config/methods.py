@@ -42,7 +42,7 @@ class AdaptSteps(Section):
 class Tent(AdaptSteps):
     """TENT: entropy minimised through batch norm's scales and shifts (Wang et al. 2021, arXiv 2006.10726)."""
 
-    steps: Int = key(120, "Optimiser steps; at least 1.", ge=1)
+    steps: Int = key(120, "Optimiser steps; 1 to 10000000.", ge=1, le=10_000_000)
     lr: Positive = key(1e-4, "Learning rate; above 0, at most 1000.", le=1000)
     augment: Augment = section(Augment, "How target images are varied.")
 
@@ -51,7 +51,7 @@ class Rounds(AdaptSteps):
     """Self-training in rounds, each on pseudo-labels made once at its start."""
 
     rounds: Int = key(1, "Rounds of labelling and training; at least 1.", ge=1, le=100)
-    steps: Int = key(120, "Optimiser steps a round; at least 1.", ge=1)
+    steps: Int = key(120, "Optimiser steps a round; 1 to 10000000.", ge=1, le=10_000_000)
     lr: Positive = key(1e-4, "Encoder's learning rate at its highest; above 0, at most 1000.", le=1000)
     head_lr: Positive = key(1e-4, "Head's learning rate at its highest; above 0, at most 1000.", le=1000)
     train: Literal["all", "head", "batch-norm"] = key("all", "What trains: all, head, or batch-norm's scales.")

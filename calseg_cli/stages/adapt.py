@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from calseg_cli.artifacts.digests import list_digest
 from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Resolved
@@ -74,14 +75,21 @@ def adapt(
     guide = _guide(value_net or run.valuenet / VALUE_NET, loaded, device) if _guided(resolved) else None
     images = domain.dataset(config.adapt.split, with_labels=False)
     folder = run.adapt(name)
-    facts = _facts(resolved, loaded, guide, corrections, str(device), folder)
+    facts = {
+        **_facts(resolved, loaded, guide, corrections, str(device), folder),
+        "images": list_digest([item.id for item in images.items]),
+    }
     stage = StageFolder(
-        folder, facts, resolved, may_change=("pretrain.", "source.", "target.root"), must_stay=("target.",)
+        folder,
+        facts,
+        resolved,
+        may_change=("pretrain.", "source.", "target.root"),
+        must_stay=("target.", "pretrain.channels_last"),
     )
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder, resume=resume, force=force):
             stage.check_finished()
-            _check_start(folder / NETWORK, loaded)
+            stage.check_origin(read_facts(folder / NETWORK), folder / NETWORK)
             progress.note(f"{folder} is finished already; nothing to do")
             return _finished(folder)
         _note_layers(method, loaded, progress)
@@ -155,17 +163,6 @@ def _guide(path: Path, loaded: LoadedNetwork, device: torch.device) -> LoadedVal
     made_for = read_facts(path).get("provenance", {}).get("parents", {}).get("checkpoint")
     known = parent is not None and made_for == parent
     return load_value_net(path, parent if known else loaded.digest, device)
-
-
-def _check_start(result: Path, loaded: LoadedNetwork) -> None:
-    """Refuse to pass over a result that was adapted from another network than the one at hand."""
-    before = read_facts(result).get("provenance", {}).get("parents", {}).get("checkpoint")
-    if before != loaded.digest:
-        raise ArtifactError(
-            f"{result} is stale: the network it was adapted from was {str(before)[:19]}, {loaded.checkpoint.path} is "
-            f"{loaded.digest[:19]}",
-            "--force adapts the present one, --name starts another run",
-        )
 
 
 def _own_options(resolved: Resolved) -> dict[str, Any]:

@@ -7,7 +7,8 @@ of it (network.safetensors). All are candidates; a stopped run goes on within it
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
@@ -17,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calseg_cli.artifacts.reader import open_artifact
+from calseg_cli.artifacts.provenance import file_digest
+from calseg_cli.artifacts.reader import Artifact, open_artifact
 from calseg_cli.data.pseudo_labelled import PseudoLabelledDataset
 from calseg_cli.engine.checkpoint import read_checkpoint
+from calseg_cli.errors import ArtifactError
 from calseg_cli.methods import build_adaptation
 from calseg_cli.methods.checkpoint_criteria import Outlook, collapse
 from calseg_cli.methods.expected_confidence import divide_logits, softening_temperature
@@ -34,6 +37,11 @@ from calseg_cli.stages.value_nets import LoadedValueNet
 
 LABELS = "pseudo_labels.h5"
 _SCRATCH = "look.partial"
+RULES = {
+    "entropy": "of lowest entropy",
+    "expected-error": "of lowest expected calibration error",
+    "last": "the last that is sound",
+}
 
 
 @dataclass(frozen=True)
@@ -113,18 +121,35 @@ class Rounds:
         else:
             first = int(state["step"]) + 1
             self.candidates = [Candidate.from_facts(facts) for facts in state["candidates"]]
+        with self._what_cannot_go_on(resumed=state is not None):
+            self._rounds(first, resume=resume)
+            chosen = choose(self.candidates, self.setting.options.choose)
+            self._load(chosen.round)
+        self._settle(chosen)
+        self.setting.progress.note(f"kept: round {chosen.round} ({RULES[self.setting.options.choose]})")
+        self.stage.log({"event": "chosen", "step": chosen.round, "by": self.setting.options.choose})
+        scores = {name: value for name, value in chosen.facts().items() if name != "class_shares"}
+        self.stage.finish(chosen.round, self._network, scores)
+        return chosen
+
+    def _rounds(self, first: int, *, resume: bool) -> None:
         for number in range(first, self.setting.options.rounds + 1):
             if number > 0:
                 self._train(number, resume=resume and number == first)
             if not self._judge(number):
                 break
-        chosen = choose(self.candidates, self.setting.options.choose)
-        self._load(chosen.round)
-        self._settle(chosen)
-        self.stage.log({"event": "chosen", "step": chosen.round, "by": self.setting.options.choose})
-        scores = {name: value for name, value in chosen.facts().items() if name != "class_shares"}
-        self.stage.finish(chosen.round, self._network, scores)
-        return chosen
+
+    @contextmanager
+    def _what_cannot_go_on(self, *, resumed: bool) -> Iterator[None]:
+        """A stopped run whose files are damaged or gone since: no other stage can write them again."""
+        try:
+            yield
+        except ArtifactError as error:
+            if not resumed:
+                raise
+            raise ArtifactError(
+                f"this stopped run cannot go on: {error.message}", "start anew with --force, or another with --name"
+            ) from error
 
     def folder(self, number: int) -> Path:
         """The folder of a round."""
@@ -193,7 +218,9 @@ class Rounds:
         if not getattr(self.setting.options, "settle", False) or chosen.temperature == 1:
             return
         if divide_logits(self._network, chosen.temperature):
-            self.setting.progress.note(f"logits of the result are divided by {chosen.temperature:.3f}")
+            self.setting.progress.note(
+                f"the result's logits are divided by {chosen.temperature:.3f}: surer than it is expected to be right"
+            )
         else:
             self.setting.progress.note(
                 f"the last layer of {self.setting.loaded.network.name} cannot be divided by {chosen.temperature:.3f}: "
@@ -225,6 +252,7 @@ class Rounds:
             teacher = copy.deepcopy(self._network).requires_grad_(False) if method.wants_teacher else None
             method.believe(read_beliefs(labels), teacher)
             images = self.setting.images
+            self._check_images(labels)
             dataset = PseudoLabelledDataset(images.items, images.layout, size=images.size, labels=labels)
             self.setting.progress.note(f"round {number}: {self.setting.options.steps} steps")
             train_on_target(
@@ -237,6 +265,12 @@ class Rounds:
                 conclude=lambda: self._conclude(start),
             )
         self._network.requires_grad_(True)
+
+    def _check_images(self, labels: Artifact) -> None:
+        """Raise ArtifactError where an image is not the one that was labelled, perhaps before a stop."""
+        for item in self.setting.images.items:
+            if file_digest(item.image) != labels.image_digest(item.id):
+                raise ArtifactError(f"{item.image} is not the image labelled in {labels.path}", "put it back")
 
     def _conclude(self, start: dict[str, Tensor]) -> None:
         average_with(self._network, start, self.setting.options.average)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from calseg_cli.config import Resolved
-from calseg_cli.errors import ArtifactError, disk_errors
+from calseg_cli.errors import ArtifactError, StoppedError, disk_errors
 
 NETWORK = "network.safetensors"
 RESUME = "resume.safetensors"
@@ -59,9 +59,13 @@ class RunFolder:
         return self.root / "6-evaluate"
 
     def networks(self) -> list[Path]:
-        """Every finished network of the run, the most recently written first."""
+        """Every finished network of the run, the most recently written first.
+
+        A result that was set aside for one that is not whole yet counts: it is the last that there is.
+        """
         found = [self.pretrain / NETWORK, self.select / NETWORK, *self.root.glob(f"4-adapt-*/{NETWORK}")]
-        whole = [path for path in found if path.exists() and not path.parent.name.endswith(_ASIDE)]
+        aside = [_aside(folder) / NETWORK for folder in (self.pretrain, self.select)]
+        whole = [path for path in {*found, *aside} if path.exists() and not _is_superseded(path)]
         return sorted(whole, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
@@ -83,7 +87,7 @@ def find_network(run: RunFolder, asked: str | None) -> Path:
             )
         return newest[0]
     path = Path(asked)
-    named = [found for found in run.networks() if found.parent.name.partition("-")[2] == asked]
+    named = [found for found in run.networks() if _short(found) == asked]
     if (path / NETWORK).is_file():
         return path / NETWORK
     if path.is_file() or not named:
@@ -104,7 +108,7 @@ def source_network(run: RunFolder) -> Path:
 def _existing(path: Path, run: RunFolder) -> Path:
     if path.is_file():
         return path
-    short = [found.parent.name.partition("-")[2] for found in run.networks()]
+    short = [_short(found) for found in run.networks()]
     known = f"this run has {', '.join(short)}" if short else f"{run.root} holds no network yet"
     raise ArtifactError(f"there is no checkpoint {path}", known)
 
@@ -112,12 +116,24 @@ def _existing(path: Path, run: RunFolder) -> Path:
 def short_name(checkpoint: Path, run: RunFolder) -> str:
     """How results of that network are called: the stage within the run, else the file's own name."""
     if checkpoint.name == NETWORK and checkpoint.parent.parent == run.root:
-        return checkpoint.parent.name.partition("-")[2]
+        return _short(checkpoint)
     if checkpoint.parent.name == "checkpoints":
         return f"{checkpoint.parent.parent.name.partition('-')[2]}-{checkpoint.stem}"
     if checkpoint.name == NETWORK and checkpoint.parent.name.startswith("round-"):
         return f"{checkpoint.parent.parent.name.partition('-')[2]}-{checkpoint.parent.name}"
     return checkpoint.parent.name if checkpoint.name == NETWORK else checkpoint.stem
+
+
+def _short(network: Path) -> str:
+    """The stage's short name, of a result that was set aside too."""
+    return network.parent.name.removesuffix(_ASIDE).partition("-")[2]
+
+
+def _is_superseded(network: Path) -> bool:
+    """Whether a network was set aside and its successor is whole."""
+    folder = network.parent
+    own = folder.with_name(folder.name.removesuffix(_ASIDE))
+    return folder != own and (own / NETWORK).exists()
 
 
 @contextmanager
@@ -138,8 +154,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         # The file stays: removing it would let a third process lock another file of the same name.
         try:
             yield
-        except BaseException:
-            _put_back(folder)
+        except BaseException as error:
+            if _put_back(folder) and isinstance(error, StoppedError):
+                error.hint = "the result from before is in its place again; the same command, with --force, starts anew"
             raise
 
 
@@ -166,7 +183,7 @@ def claim(folder: Path, *, resume: bool, force: bool, finished: str = NETWORK) -
         return True
     if (whole or begun) and not resume and not force:
         state = "holds a finished run" if whole else "holds an unfinished run"
-        raise ArtifactError(f"{folder} {state}", "--resume goes on with it, --force starts anew, name: starts another")
+        raise ArtifactError(f"{folder} {state}", "--resume goes on with it, --force starts anew, --name another run")
     with disk_errors(folder):
         if force and not resume and folder.exists():
             _set_aside(folder, whole=whole)
@@ -183,12 +200,14 @@ def _set_aside(folder: Path, *, whole: bool) -> None:
         shutil.rmtree(folder)
 
 
-def _put_back(folder: Path) -> None:
-    """A new try ended with nothing to go on from: the result that it was to replace takes its place again."""
+def _put_back(folder: Path) -> bool:
+    """A new try ended with nothing to go on from: the result that it was to replace takes its place again, if any."""
     aside = _aside(folder)
-    if aside.exists() and not (folder / RESUME).exists() and not (folder / NETWORK).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+    if not aside.exists() or (folder / RESUME).exists() or (folder / NETWORK).exists():
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    return True
 
 
 def release(folder: Path) -> None:

@@ -124,7 +124,9 @@ def train_valuenet(
     path = find_network(run, checkpoint) if checkpoint else source_network(run)
     loaded = load_network(path, device, resolved)
     images = _images(resolved, loaded)
-    folder = _Folder(run.valuenet, _facts(resolved, loaded, str(device)), resolved, may_change=_MAY_CHANGE)
+    folder = _Folder(
+        run.valuenet, _facts(resolved, loaded, str(device)), resolved, may_change=_MAY_CHANGE, must_stay=("valuenet.",)
+    )
     with sole_writer(folder.path), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder.path, resume=resume, force=force, finished=VALUE_NET):
             folder.check_finished()

@@ -57,6 +57,7 @@ class StageFolder:
             return None
         checkpoint = read_checkpoint(state_file)
         self._refuse_changes(checkpoint.facts["config"], state_file)
+        self.check_origin(checkpoint.facts, state_file)
         assert checkpoint.state is not None
         self._cut_log(int(checkpoint.state["step"]))
         return checkpoint.state
@@ -68,13 +69,27 @@ class StageFolder:
         """
         self._refuse_changes(read_facts(self.path / NETWORK)["config"], self.path / NETWORK, strict)
 
+    def check_origin(self, before: Mapping[str, Any], file: Path) -> None:
+        """Raise ArtifactError where what `file` was made from is not what the stage is given now, digest by digest."""
+        old, new = (facts.get("provenance", {}).get("parents", {}) for facts in (before, self.facts))
+        for role in sorted({*old, *new}):
+            if old.get(role) != new.get(role):
+                raise ArtifactError(
+                    f"{file} is stale: its {role.replace('_', ' ')} was {str(old.get(role))[:19]}, the one at hand is "
+                    f"{str(new.get(role))[:19]}",
+                    "give the one that it was begun with, start anew with --force, or another run with --name",
+                )
+        if "images" in before and before["images"] != self.facts.get("images"):
+            raise ArtifactError(f"{file} was begun with other images", "put them back, or start anew with --force")
+
     def _refuse_changes(self, before: Mapping[str, Any], file: Path, strict: tuple[str, ...] = ()) -> None:
         old, new = _leaves(before), _leaves(self.resolved.to_dict())
         free = tuple(key for key in (*_FREE_TO_CHANGE, *self.may_change) if key not in (*strict, *self.must_stay))
+        kept = tuple(key for key in self.must_stay if key not in free)
         changed = [
             f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and not key.startswith(free)
+            if old.get(key) != new.get(key) and (not key.startswith(free) or key in kept)
         ]
         if changed:
             raise ArtifactError(

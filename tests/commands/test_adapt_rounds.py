@@ -12,6 +12,7 @@ import pytest
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.tensors_file import read_facts
 
+PAPER = ("--set", "adapt.calsfda.settle=false")
 QUICK = ("--set", "adapt.cbst.log_every=2", "--set", "adapt.calsfda.log_every=2", "--steps", "4")
 RUN = "runs/sample"
 
@@ -56,7 +57,18 @@ def adapted(trained, calseg, tmp_path_factory):
     for labels in (folder / "data/target").glob("*/labels"):
         shutil.rmtree(labels)
     ran = calseg(
-        "adapt", "--method", "calsfda", "--guidance", "none", "--rounds", "2", "--choose", "last", *QUICK, cwd=folder
+        "adapt",
+        "--method",
+        "calsfda",
+        "--guidance",
+        "none",
+        "--rounds",
+        "2",
+        "--choose",
+        "last",
+        *QUICK,
+        *PAPER,
+        cwd=folder,
     )
     assert ran.code == 0, ran.err
     return folder, ran
@@ -148,6 +160,68 @@ def test_it_repeats_and_continues_after_a_stop_to_the_same_bits(workspace, calse
     assert same_weights(stage / "network.safetensors", workspace / "runs/whole/4-adapt-cbst/network.safetensors")
     assert not list(stage.rglob("resume.safetensors"))
     assert log(stage) == log(workspace / "runs/whole/4-adapt-cbst")
+
+
+@pytest.fixture(scope="module")
+def stopped(trained, tmp_path_factory):
+    """A run of cbst that was killed within its first round."""
+    folder = tmp_path_factory.mktemp("stopped") / "w"
+    shutil.copytree(trained, folder)
+    killed_at(folder, folder / RUN / "4-adapt-cbst/round-1/resume.safetensors", *STOPPED)
+    return folder
+
+
+STOPPED = ("adapt", "--method", "cbst", "--set", "adapt.cbst.checkpoint_every=1", "--steps", "40")
+
+
+def other_start(folder):
+    return ("--checkpoint", str(folder / RUN / "1-pretrain/checkpoints/step-000015.safetensors"))
+
+
+def other_image(folder):
+    images = folder / "data/target/train/images"
+    first, second = sorted(images.glob("*.png"))[:2]
+    shutil.copy(second, first)
+    return ()
+
+
+def fewer_images(folder):
+    min((folder / "data/target/train/images").glob("*.png")).unlink()
+    return ()
+
+
+def damaged_labels(folder):
+    path = folder / RUN / "4-adapt-cbst/round-1/pseudo_labels.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+    return ()
+
+
+def lost_start(folder):
+    (folder / RUN / "4-adapt-cbst/round-0/network.safetensors").unlink()
+    return ()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (other_start, "its checkpoint was"),
+        (other_image, "is not the image labelled"),
+        (fewer_images, "other images"),
+        (damaged_labels, "cannot go on"),
+        (lost_start, "cannot go on"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_stopped_run_does_not_go_on_with_something_else(stopped, calseg, tmp_path, change, told):
+    folder = tmp_path / "w"
+    shutil.copytree(stopped, folder)
+    ran = calseg(*STOPPED, "--resume", *change(folder), cwd=folder)
+    assert ran.code == 3, ran.err
+    assert told in ran.err
+    assert "--force" in ran.err or "put" in ran.err
+    assert not (folder / RUN / "4-adapt-cbst/network.safetensors").exists()
 
 
 def test_prototypes_correct_the_logits_that_labels_are_made_of(workspace, calseg):

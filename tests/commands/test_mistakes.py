@@ -260,12 +260,17 @@ def test_a_folder_called_like_a_stage_hides_nothing(workspace, calseg):
     assert calseg("evaluate", "--checkpoint", "pretrain", "--max-items", "1", cwd=workspace).code == 0
 
 
-def test_a_set_aside_result_is_not_taken_for_the_newest(workspace, calseg):
+def test_a_set_aside_result_counts_until_its_successor_is_whole(workspace, calseg):
+    """After a kill within --force it is the last result that there is."""
     folder = workspace / "runs/sample/4-adapt-adabn.replaced"
     shutil.copytree(workspace / "runs/sample/1-pretrain", folder)
     (folder / "network.safetensors").touch()
     ran = calseg("evaluate", "--max-items", "1", cwd=workspace)
-    assert "pretrain-target-test" in ran.err
+    assert "adapt-adabn-target-test" in ran.err
+    shutil.copytree(workspace / "runs/sample/1-pretrain", workspace / "runs/sample/4-adapt-adabn")
+    (workspace / "runs/sample/1-pretrain/network.safetensors").touch()
+    ran = calseg("evaluate", "--max-items", "1", "--checkpoint", "adapt-adabn", "--force", "--json", cwd=workspace)
+    assert "replaced" not in ran.out + ran.err
 
 
 def test_a_reader_that_leaves_early_is_no_error(workspace):
