@@ -113,8 +113,8 @@ def drawn_together(errors: Sequence[float], trust: float) -> list[float]:
     With the squared correlation of expected and true errors as `trust` this is what a regression would leave, were the
     spread of both the same: what cannot be told apart is treated alike.
 
-    >>> drawn_together([0.1, 0.3], 0.5)
-    [0.15, 0.25]
+    >>> drawn_together([0.25, 0.75], 0.5)
+    [0.375, 0.625]
     """
     mean = math.fsum(errors) / max(len(errors), 1)
     return [mean + trust * (error - mean) for error in errors]
