@@ -19,9 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from study_tables import tables
+
 KEYS = ("miou", "macc", "accuracy", "ece", "signed_gap", "nll")
 LAST = ("--choose", "last")
-PAPER = tuple(word for setting in ("settle=false", "trust=1.0") for word in ("--set", f"adapt.calsfda.{setting}"))
+PAPER = tuple(
+    word for setting in ("settle=false", "trust=1.0", "portion=0.15") for word in ("--set", f"adapt.calsfda.{setting}")
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "source-only": (),
     "adabn": ("--method", "adabn"),
@@ -35,7 +39,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "calsfda/anchor": ("--method", "calsfda", "--set", "adapt.calsfda.anchor=3"),
     "calsfda/soft": ("--method", "calsfda", "--set", "adapt.calsfda.softness=temperature"),
     "calsfda/average": ("--method", "calsfda", "--average", "0.5"),
-    "calsfda/portion-0.3": ("--method", "calsfda", "--portion", "0.3"),
+    "calsfda/portion-0.15": ("--method", "calsfda", "--portion", "0.15"),
     "calsfda/portion-0.6": ("--method", "calsfda", "--portion", "0.6"),
     "calsfda/two-rounds": ("--method", "calsfda", "--rounds", "2", *LAST),
 }
@@ -108,29 +112,6 @@ class Study:
         return {key: rows[key] for key in KEYS if key in rows}
 
 
-SHOWN = {"miou": "mIoU", "macc": "mAcc", "ece": "ECE", "nll": "NLL"}
-
-
-def tables(records: list[dict[str, Any]]) -> str:
-    """Markdown: a table a pair and seed; `*` where the interval of the difference to AdaBN excludes 0."""
-    lines = []
-    for pair, seed in dict.fromkeys((one["pair"], one["seed"]) for one in records):
-        lines += [f"### {pair}, seed {seed}", "", f"| method |{''.join(f' {name} |' for name in SHOWN.values())}"]
-        lines += ["|---|" + "---|" * len(SHOWN)]
-        for one in records:
-            if (one["pair"], one["seed"]) == (pair, seed):
-                cells = [f"failed: {one['failed']}"] if "failed" in one else [_cell(one, key) for key in SHOWN]
-                lines.append(f"| {one['method']} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(record: dict[str, Any], key: str) -> str:
-    low, high = record[f"{key}_95"]
-    mark = "*" if record.get("difference_to_adabn", {}).get(key, {}).get("excludes_zero") else ""
-    return f"{record[key]:.3f}{mark} ({low:.3f} to {high:.3f})"
-
-
 def main() -> None:
     """Study every folder; write the records after each method, so that a stop loses little."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +123,8 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     options = parser.parse_args()
     if options.show:
-        print(tables(json.loads(options.show.read_text(encoding="utf-8"))))
+        records = json.loads(options.show.read_text(encoding="utf-8"))
+        print(tables(records, ("pair", "seed"), "{}, seed {}", "difference_to_adabn"))
         return
     records: list[dict[str, Any]] = []
     for folder in options.folders:

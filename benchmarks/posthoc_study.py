@@ -22,6 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from study_tables import tables
+
 KEYS = ("miou", "macc", "accuracy", "ece", "nll")
 NETWORKS = ("pretrain", "adapt-adabn")
 PROTOTYPES = {
@@ -110,29 +112,6 @@ class Study:
         return {key: rows[key] for key in KEYS if key in rows}
 
 
-SHOWN = {"miou": "mIoU", "macc": "mAcc", "ece": "ECE", "nll": "NLL"}
-
-
-def tables(records: list[dict[str, Any]]) -> str:
-    """Markdown: a table a pair and network; `*` where the interval of the difference excludes 0."""
-    lines = []
-    for pair, network in dict.fromkeys((one["pair"], one["network"]) for one in records):
-        lines += [f"### {pair}, {network}", "", f"| method |{''.join(f' {name} |' for name in SHOWN.values())}"]
-        lines += ["|---|" + "---|" * len(SHOWN)]
-        for one in records:
-            if (one["pair"], one["network"]) == (pair, network):
-                cells = [f"failed: {one['failed']}"] if "failed" in one else [_cell(one, key) for key in SHOWN]
-                lines.append(f"| {one['method']} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _cell(record: dict[str, Any], key: str) -> str:
-    low, high = record[f"{key}_95"]
-    mark = "*" if record.get("difference", {}).get(key, {}).get("excludes_zero") else ""
-    return f"{record[key]:.3f}{mark} ({low:.3f} to {high:.3f})"
-
-
 def main() -> None:
     """Study every folder; write the records after each network, so that a stop loses little."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,7 +124,8 @@ def main() -> None:
     parser.add_argument("--config", default="calseg.yaml", help="the configuration's name in each folder")
     options = parser.parse_args()
     if options.show:
-        print(tables(json.loads(options.show.read_text(encoding="utf-8"))))
+        records = json.loads(options.show.read_text(encoding="utf-8"))
+        print(tables(records, ("pair", "network"), "{}, {}", "difference"))
         return
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -77,9 +77,6 @@ class CBST(Rounds):
 class CalSFDA(Rounds):
     """Cal-SFDA: self-training without the source, guided by expected calibration errors (arXiv 2308.03003)."""
 
-    portion: Portion = key(
-        0.15, "Most confident share of each class's pixels that is believed in round 1; above 0, at most 1."
-    )
     guidance: Literal["value-net", "none"] = key(
         "value-net", "Who expects each image's calibration error e, by which confidence is scaled: value-net or none."
     )

@@ -16,7 +16,6 @@ from calseg_cli.config import Pretrain, Resolved
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream, evaluation_samples
-from calseg_cli.data.transforms import Augmentation
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
 from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
@@ -42,7 +41,7 @@ from calseg_cli.stages.run_folder import (
     source_network,
 )
 from calseg_cli.stages.tally_file import write_tally
-from calseg_cli.stages.training import StageFolder, run_loop
+from calseg_cli.stages.training import StageFolder, augmentation, run_loop
 
 OUT_OF_MEMORY = "lower --batch-size (and raise --accumulate), set a smaller source.size or crop, or --amp bf16"
 
@@ -98,7 +97,7 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
         training,
         None,
         batch_size=options.batch_size,
-        augmentation=augmentation(options),
+        augmentation=augmentation(options.augment),
         seed=config.seed,
         workers=config.workers,
     )
@@ -214,19 +213,6 @@ def plan(options: Pretrain) -> Plan:
         log_every=options.log_every,
         validate_every=options.validate_every,
         checkpoint_every=options.checkpoint_every,
-    )
-
-
-def augmentation(options: Pretrain) -> Augmentation:
-    """The loader's augmentation from the configuration's section."""
-    augment = options.augment
-    return Augmentation(
-        scale=augment.scale,
-        crop=augment.crop,
-        flip=augment.flip,
-        color=augment.color,
-        color_strength=augment.color_strength,
-        blur=augment.blur,
     )
 
 

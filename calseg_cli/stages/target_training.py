@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from calseg_cli.config import Resolved
-from calseg_cli.config.methods import AdaptSteps, Rounds, Tent
+from calseg_cli.config.methods import Rounds, Tent
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream
 from calseg_cli.data.loader import sweep as sweep_images
-from calseg_cli.data.transforms import Augmentation
 from calseg_cli.engine.batch_statistics import batch_norms
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.method import Method
@@ -19,7 +18,7 @@ from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Plan, sweep
 from calseg_cli.methods.adabn import AdaBN
 from calseg_cli.stages.networks import LoadedNetwork
-from calseg_cli.stages.training import StageFolder, run_loop
+from calseg_cli.stages.training import StageFolder, augmentation, run_loop
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def train_on_target(
         None,
         images,
         batch_size=options.batch_size,
-        augmentation=_augmentation(options),
+        augmentation=augmentation(options.augment),
         seed=seed,
         workers=config.workers,
     )
@@ -108,16 +107,4 @@ def target_plan(options: Rounds | Tent, *, channels_last: bool) -> Plan:
         channels_last=channels_last if options.channels_last is None else options.channels_last,
         log_every=options.log_every,
         checkpoint_every=options.checkpoint_every,
-    )
-
-
-def _augmentation(options: AdaptSteps) -> Augmentation:
-    augment = options.augment
-    return Augmentation(
-        scale=augment.scale,
-        crop=augment.crop,
-        flip=augment.flip,
-        color=augment.color,
-        color_strength=augment.color_strength,
-        blur=augment.blur,
     )

@@ -27,7 +27,6 @@ from calseg_cli.methods.value_net import Tap, ValueNet
 from calseg_cli.methods.value_net_training import ExpectedError, Recipe
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.networks import LoadedNetwork, load_network
-from calseg_cli.stages.pretrain import augmentation
 from calseg_cli.stages.run_folder import (
     LOG,
     RESUME,
@@ -38,7 +37,7 @@ from calseg_cli.stages.run_folder import (
     sole_writer,
     source_network,
 )
-from calseg_cli.stages.training import StageFolder, run_loop
+from calseg_cli.stages.training import StageFolder, augmentation, run_loop
 from calseg_cli.stages.value_net_scores import ALL, CLEAN, Measured, measure_value_net, write_measured
 from calseg_cli.stages.value_nets import KIND, VALUE_NET, check_value_net, write_value_net
 
@@ -182,7 +181,7 @@ def _images(resolved: Resolved, loaded: LoadedNetwork) -> _Images:
         fit = domain.dataset("train", with_labels=True)
     held_out = val.subset(range(first, len(val))[: options.max_items])
     stream = TrainStream(
-        fit, None, options.batch_size, augmentation(config.pretrain), seed=config.seed, workers=config.workers
+        fit, None, options.batch_size, augmentation(config.pretrain.augment), seed=config.seed, workers=config.workers
     )
     return _Images(stream, held_out, _described(options.fit_split, fit), _described("val", held_out))
 

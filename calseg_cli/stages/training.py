@@ -12,6 +12,8 @@ from torch import nn
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.config import Resolved
+from calseg_cli.config.training import Augment
+from calseg_cli.data.transforms import Augmentation
 from calseg_cli.engine.checkpoint import read_checkpoint, write_checkpoint
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.method import Method
@@ -173,6 +175,18 @@ def run_loop(
         conclude()
     scores = validate_now(done)
     return folder.finish(done, method.deployed(), scores)
+
+
+def augmentation(augment: Augment) -> Augmentation:
+    """The loader's augmentation from the configuration's section."""
+    return Augmentation(
+        scale=augment.scale,
+        crop=augment.crop,
+        flip=augment.flip,
+        color=augment.color,
+        color_strength=augment.color_strength,
+        blur=augment.blur,
+    )
 
 
 def void(value: object) -> None:

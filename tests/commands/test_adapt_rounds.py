@@ -78,7 +78,7 @@ def test_each_round_leaves_labels_pictures_and_a_network(adapted):
     folder, ran = adapted
     stage = folder / RUN / "4-adapt-calsfda"
     assert sorted(path.name for path in stage.glob("round-*")) == ["round-0", "round-1", "round-2"]
-    for number, portion in ((1, 0.15), (2, 0.2)):
+    for number, portion in ((1, 0.3), (2, 0.35)):
         with open_artifact(stage / f"round-{number}/pseudo_labels.h5", "pseudo_labels") as labels:
             assert labels.meta["protocol"]["pseudo_labels"]["portion"] == portion
             kept = labels.array("kept") / labels.array("predicted").clip(1)

@@ -1,0 +1,36 @@
+"""Owns the Markdown tables of the studies, from their records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+SHOWN = {"miou": "mIoU", "macc": "mAcc", "ece": "ECE", "nll": "NLL"}
+Record = dict[str, Any]
+
+
+def tables(records: Sequence[Record], by: tuple[str, str], heading: str, difference: str) -> str:
+    """A table for each pair of values of the two keys `by`, under `heading` with both filled in.
+
+    `*` where the interval of the record's `difference` excludes 0.
+    """
+    lines: list[str] = []
+    for group in dict.fromkeys(tuple(one[key] for key in by) for one in records):
+        lines += [f"### {heading.format(*group)}", "", f"| method |{''.join(f' {name} |' for name in SHOWN.values())}"]
+        lines += ["|---|" + "---|" * len(SHOWN)]
+        for one in records:
+            if tuple(one[key] for key in by) == group:
+                cells = (
+                    [f"failed: {one['failed']}"] if "failed" in one else [_cell(one, key, difference) for key in SHOWN]
+                )
+                lines.append(f"| {one['method']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cells(record: Record, difference: str) -> list[str]:
+    return [f"failed: {record['failed']}"] if "failed" in record else [_cell(record, key, difference) for key in SHOWN]
+
+
+def _cell(record: Record, key: str, difference: str) -> str:
+    low, high = record[f"{key}_95"]
+    mark = "*" if record.get(difference, {}).get(key, {}).get("excludes_zero") else ""
+    return f"{record[key]:.3f}{mark} ({low:.3f} to {high:.3f})"
