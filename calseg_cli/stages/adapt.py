@@ -1,6 +1,5 @@
 """Owns `calseg adapt`: a trained network and unlabelled target images become an adapted network."""
 
-import sys
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 
 from calseg_cli.artifacts.digests import list_digest
-from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Resolved
 from calseg_cli.data.loader import sweep as sweep_images
@@ -39,7 +37,7 @@ from calseg_cli.stages.run_folder import (
     source_network,
 )
 from calseg_cli.stages.target_training import Setting, remeasure, train_on_target
-from calseg_cli.stages.training import StageFolder
+from calseg_cli.stages.training import StageFolder, facts_of
 from calseg_cli.stages.value_nets import VALUE_NET, LoadedValueNet, load_value_net
 
 OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
@@ -75,8 +73,11 @@ def adapt(
     guide = _guide(value_net or run.valuenet / VALUE_NET, loaded, device) if _guided(resolved) else None
     images = domain.dataset(config.adapt.split, with_labels=False)
     folder = run.adapt(name)
+    others = {one.role: (one.digest, one.path) for one in corrections}
+    if guide is not None:
+        others["value_net"] = (guide.digest, guide.path)
     facts = {
-        **_facts(resolved, loaded, guide, corrections, str(device), folder),
+        **facts_of(f"adapt-{name}", resolved, loaded, folder, others=others, device=device),
         "images": list_digest([item.id for item in images.items]),
     }
     stage = StageFolder(
@@ -89,7 +90,6 @@ def adapt(
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder, resume=resume, force=force):
             stage.check_finished()
-            stage.check_origin(read_facts(folder / NETWORK), folder / NETWORK)
             progress.note(f"{folder} is finished already; nothing to do")
             return _finished(folder)
         _note_layers(method, loaded, progress)
@@ -180,34 +180,6 @@ def _note_layers(method: Method, loaded: LoadedNetwork, progress: Progress) -> N
             f"{method.name}: batch norm stands in the head only ({len(layers)} layer); the encoder of "
             f"{loaded.network.name} has no statistics to adapt, so expect little"
         )
-
-
-def _facts(
-    resolved: Resolved,
-    loaded: LoadedNetwork,
-    guide: LoadedValueNet | None,
-    corrections: Sequence[Loaded],
-    device: str,
-    folder: Path,
-) -> dict[str, Any]:
-    parents = {"checkpoint": loaded.digest, **{one.role: one.digest for one in corrections}}
-    files = {"checkpoint": loaded.checkpoint.path, **{one.role: one.path for one in corrections}}
-    if guide is not None:
-        parents["value_net"], files["value_net"] = guide.digest, guide.path
-    return {
-        "stage": f"adapt-{resolved.config.adapt.method}",
-        "network": loaded.checkpoint.facts["network"],
-        "classes": loaded.checkpoint.facts["classes"],
-        "config": resolved.to_dict(),
-        "provenance": provenance(
-            sys.argv,
-            seed=resolved.config.seed,
-            config_digest=resolved.digest,
-            parents=parents,
-            files={role: beside(path, folder) for role, path in files.items()},
-            device=device,
-        ),
-    }
 
 
 def _finished(folder: Path) -> Trained:

@@ -31,7 +31,6 @@ from calseg_cli.stages.networks import LoadedNetwork, load_network, network_fact
 from calseg_cli.stages.run_folder import (
     LOG,
     NETWORK,
-    RESUME,
     RunFolder,
     claim,
     find_network,
@@ -85,7 +84,7 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
     validation = _validation(domain.dataset, progress)
     device = choose_device(config.device)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    start = _start(resolved, folder, resume=resume)
+    start = _start(resolved, folder)
     network = start.network if start is not None else _new_network(resolved, len(layout.class_names))
     method = Source(
         network,
@@ -145,7 +144,7 @@ def _new_network(resolved: Resolved, classes: int) -> nn.Module:
     return build_network(wanted.name, classes, init=wanted.init, options=wanted.options)
 
 
-def _start(resolved: Resolved, folder: Path, *, resume: bool) -> LoadedNetwork | None:
+def _start(resolved: Resolved, folder: Path) -> LoadedNetwork | None:
     """The trained network to begin with, where one is named. Raises ArtifactError: not there, or not of this kind."""
     asked = resolved.config.pretrain.from_checkpoint
     if asked is None:
@@ -157,8 +156,6 @@ def _start(resolved: Resolved, folder: Path, *, resume: bool) -> LoadedNetwork |
         )
     loaded = load_network(path, torch.device("cpu"), resolved)
     _check_start(loaded, resolved)
-    if resume:
-        _check_same_start(loaded, folder)
     return loaded
 
 
@@ -180,17 +177,6 @@ def _check_start(loaded: LoadedNetwork, resolved: Resolved) -> None:
             raise ArtifactError(
                 f"{loaded.checkpoint.path} does not fit network.{key}: {there!r} there, {here!r} in the configuration",
                 f"set network.{key} to the checkpoint's, or leave --from out",
-            )
-
-
-def _check_same_start(loaded: LoadedNetwork, folder: Path) -> None:
-    """Refuse to go on with a run whose start has become another network since."""
-    for begun in (folder / RESUME, folder / NETWORK):
-        before = read_facts(begun).get("provenance", {}).get("parents", {}).get(START) if begun.exists() else None
-        if before not in (None, loaded.digest):
-            raise ArtifactError(
-                f"{begun} was started from another network than {loaded.checkpoint.path} holds now",
-                "start anew with --force, or another --name",
             )
 
 

@@ -26,7 +26,7 @@ from calseg_cli.stages.value_nets import LoadedValueNet
 
 @dataclass(frozen=True)
 class Seen:
-    """One image as the pass left it: native logits (C,h,w), how they lie, and their mean confidence in [0,1]."""
+    """One image as the pass left it: native logits (C,h,w), and how they lie on the network's input."""
 
     id: str
     logits: Tensor

@@ -3,7 +3,6 @@
 The network whose answers they are stays bit for bit as it was; no file of the target is opened.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Pretrain, Resolved
 from calseg_cli.data.catalog import IGNORE
@@ -21,8 +19,8 @@ from calseg_cli.data.loader import TrainStream
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
 from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.progress import Progress
-from calseg_cli.engine.train import Plan, State
-from calseg_cli.errors import ArtifactError, DataError
+from calseg_cli.engine.train import Plan
+from calseg_cli.errors import DataError
 from calseg_cli.methods.value_net import Tap, ValueNet
 from calseg_cli.methods.value_net_training import ExpectedError, Recipe
 from calseg_cli.stages.domains import open_domain
@@ -37,7 +35,7 @@ from calseg_cli.stages.run_folder import (
     sole_writer,
     source_network,
 )
-from calseg_cli.stages.training import StageFolder, augmentation, run_loop
+from calseg_cli.stages.training import StageFolder, augmentation, facts_of, run_loop
 from calseg_cli.stages.value_net_scores import ALL, CLEAN, Measured, measure_value_net, write_measured
 from calseg_cli.stages.value_nets import KIND, VALUE_NET, check_value_net, write_value_net
 
@@ -80,12 +78,6 @@ class TrainedValueNet:
 class _Folder(StageFolder):
     """A stage's folder whose result is a value net, and whose states belong to one network."""
 
-    def begin(self, *, resume: bool) -> State | None:
-        """As everywhere; ArtifactError too where the state was begun for another network."""
-        if resume and (self.path / RESUME).exists():
-            self._refuse_network(self.path / RESUME)
-        return super().begin(resume=resume)
-
     def check_finished(self, *, strict: tuple[str, ...] = ("valuenet.steps",)) -> None:
         """Raise ArtifactError where the value net at hand is not the one that is asked for."""
         file = self.path / VALUE_NET
@@ -104,14 +96,6 @@ class _Folder(StageFolder):
     def _network(self) -> str:
         return str(self.facts["provenance"]["parents"]["checkpoint"])
 
-    def _refuse_network(self, file: Path) -> None:
-        before = read_facts(file).get("provenance", {}).get("parents", {}).get("checkpoint")
-        if before != self._network:
-            raise ArtifactError(
-                f"{file} was begun for another network: {str(before)[:19]}, and this one is {self._network[:19]}",
-                "--force starts anew, --name starts another run",
-            )
-
 
 def train_valuenet(
     resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bool, progress: Progress
@@ -123,9 +107,8 @@ def train_valuenet(
     path = find_network(run, checkpoint) if checkpoint else source_network(run)
     loaded = load_network(path, device, resolved)
     images = _images(resolved, loaded)
-    folder = _Folder(
-        run.valuenet, _facts(resolved, loaded, str(device)), resolved, may_change=_MAY_CHANGE, must_stay=("valuenet.",)
-    )
+    facts = {**facts_of("train-valuenet", resolved, loaded, run.valuenet, others={}, device=device), "kind": KIND}
+    folder = _Folder(run.valuenet, facts, resolved, may_change=_MAY_CHANGE, must_stay=("valuenet.",))
     with sole_writer(folder.path), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder.path, resume=resume, force=force, finished=VALUE_NET):
             folder.check_finished()
@@ -288,22 +271,3 @@ class _Report:
         places = [f"images {change}: {', '.join(beaten[change])}" for change in (CLEAN, ALL) if change in beaten]
         if places:
             self.progress.note(f"the value net is no better, by squared error, than ({'; '.join(places)})")
-
-
-def _facts(resolved: Resolved, loaded: LoadedNetwork, device: str) -> dict[str, Any]:
-    folder = run_folder(resolved).valuenet
-    return {
-        "stage": "train-valuenet",
-        "kind": KIND,
-        "network": loaded.checkpoint.facts["network"],
-        "classes": loaded.checkpoint.facts["classes"],
-        "config": resolved.to_dict(),
-        "provenance": provenance(
-            sys.argv,
-            seed=resolved.config.seed,
-            config_digest=resolved.digest,
-            parents={"checkpoint": loaded.digest},
-            files={"checkpoint": beside(loaded.checkpoint.path, folder)},
-            device=device,
-        ),
-    }

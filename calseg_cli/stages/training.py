@@ -1,6 +1,7 @@
 """Owns what pretrain and adapt share: a stage folder's log, states and checkpoints around the loop."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calseg_cli.artifacts.provenance import beside, provenance
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.artifacts.whole_file import write_whole
 from calseg_cli.config import Resolved
@@ -20,6 +22,7 @@ from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Hooks, Plan, State, Stream, train
 from calseg_cli.errors import ArtifactError, disk_errors
+from calseg_cli.stages.networks import LoadedNetwork
 from calseg_cli.stages.run_folder import LOG, NETWORK, RESUME
 
 Validate = Callable[[nn.Module, int], Mapping[str, Any]]
@@ -59,7 +62,7 @@ class StageFolder:
             return None
         checkpoint = read_checkpoint(state_file)
         self._refuse_changes(checkpoint.facts["config"], state_file)
-        self.check_origin(checkpoint.facts, state_file)
+        self._refuse_origin(checkpoint.facts, state_file)
         assert checkpoint.state is not None
         self._cut_log(int(checkpoint.state["step"]))
         return checkpoint.state
@@ -69,15 +72,19 @@ class StageFolder:
 
         What may change half way, such as the number of steps, may not change any more if it is in `strict`.
         """
-        self._refuse_changes(read_facts(self.path / NETWORK)["config"], self.path / NETWORK, strict)
+        file = self.path / NETWORK
+        facts = read_facts(file)
+        self._refuse_changes(facts["config"], file, strict)
+        self._refuse_origin(facts, file)
 
-    def check_origin(self, before: Mapping[str, Any], file: Path) -> None:
+    def _refuse_origin(self, before: Mapping[str, Any], file: Path) -> None:
         """Raise ArtifactError where what `file` was made from is not what the stage is given now, digest by digest."""
         old, new = (facts.get("provenance", {}).get("parents", {}) for facts in (before, self.facts))
         for role in sorted({*old, *new}):
             if old.get(role) != new.get(role):
+                name = {"checkpoint": "network"}.get(role, role.replace("_", " "))
                 raise ArtifactError(
-                    f"{file} is stale: its {role.replace('_', ' ')} was {str(old.get(role))[:19]}, the one at hand is "
+                    f"{file} is stale: it was made from another {name}, {str(old.get(role))[:19]}; the one at hand is "
                     f"{str(new.get(role))[:19]}",
                     "give the one that it was begun with, start anew with --force, or another run with --name",
                 )
@@ -187,6 +194,33 @@ def augmentation(augment: Augment) -> Augmentation:
         color_strength=augment.color_strength,
         blur=augment.blur,
     )
+
+
+def facts_of(
+    stage: str,
+    resolved: Resolved,
+    loaded: LoadedNetwork,
+    folder: Path,
+    *,
+    others: Mapping[str, tuple[str, Path]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What a stage's files say of themselves that begins from a network: `others` are further parents, by role."""
+    made_from = {"checkpoint": (loaded.digest, loaded.checkpoint.path), **others}
+    return {
+        "stage": stage,
+        "network": loaded.checkpoint.facts["network"],
+        "classes": loaded.checkpoint.facts["classes"],
+        "config": resolved.to_dict(),
+        "provenance": provenance(
+            sys.argv,
+            seed=resolved.config.seed,
+            config_digest=resolved.digest,
+            parents={role: digest for role, (digest, _) in made_from.items()},
+            files={role: beside(path, folder) for role, (_, path) in made_from.items()},
+            device=str(device),
+        ),
+    }
 
 
 def void(value: object) -> None:

@@ -206,7 +206,7 @@ def lost_start(folder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (other_start, "its checkpoint was"),
+        (other_start, "made from another network"),
         (other_image, "is not the image labelled"),
         (fewer_images, "other images"),
         (damaged_labels, "cannot go on"),

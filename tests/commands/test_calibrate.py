@@ -8,26 +8,13 @@ import pytest
 
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.methods.calibrators import CALIBRATORS
+from tests.commands.outcomes import failed, labels
 
 MADE = "runs/sample/5-calibrate/pretrain-temperature-source-val.h5"
 QUICK = {
     "local": ("--epochs", "1"),
     "selective": ("--epochs", "1", "--wrong-temperature", "2"),
 }
-
-
-def labels(paths):
-    """Label files and folders among them."""
-    return [path for path in paths if "labels" in path and "calseg_cli" not in path]
-
-
-def failed(ran, code):
-    """One line of error, and a hint at most."""
-    assert ran.code == code, ran.err
-    told = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert "Traceback" not in ran.err
-    return told[0]
 
 
 @pytest.fixture(scope="module")

@@ -120,4 +120,4 @@ def test_a_start_that_became_another_network_is_noticed(workspace, calseg):
     shutil.copy(workspace / "runs/moved/1-pretrain/network.safetensors", copied)
     ran = calseg(*words, "--resume", cwd=workspace)
     assert ran.code == 3
-    assert "started from another network" in ran.err
+    assert "made from another start" in ran.err

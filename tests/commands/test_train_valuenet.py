@@ -16,18 +16,10 @@ from calseg_cli.artifacts.provenance import file_digest
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.metrics.agreement import agreement
+from tests.commands.outcomes import failed
 
 STAGE = "runs/sample/3-valuenet"
 QUICK = ("--steps", "8", "--set", "valuenet.max_items=3", "--set", "valuenet.checkpoint_every=2")
-
-
-def failed(ran, code):
-    """One line of error, and a hint at most."""
-    assert ran.code == code, ran.err
-    told = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert "Traceback" not in ran.err
-    return told[0]
 
 
 @pytest.fixture(scope="module")
