@@ -39,7 +39,10 @@ ONLY = {
 }
 NEVER = {"torchvision", "timm", "segmentation_models_pytorch", "cv2", "albumentations", "kornia", "lightning", "pandas"}
 NO_TORCH = {"errors", "artifacts", "report", "config", "app", "commands"}
-WITH_TORCH = {"data/dataset.py", "data/loader.py", "data/ordered.py"}
+WITH_TORCH = {
+    *("data/dataset.py", "data/loader.py", "data/ordered.py"),
+    *("data/block_masks.py", "data/mixing.py", "data/strong_augmentation.py"),
+}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from calseg_cli.data.dataset import Sample, SegmentationDataset, Size
 from calseg_cli.data.ordered import read_ahead
+from calseg_cli.data.rare_classes import RareClassSampler
 from calseg_cli.data.transforms import Augmentation, augment
 from calseg_cli.errors import DataError
 
 EvaluationSample = tuple[str, Tensor, NDArray[np.uint8] | None, Size]
-_SOURCE, _TARGET = 0, 1
+_SOURCE, _TARGET, _HELD_OUT = 0, 1, 2
 _ORDER, _CHANGES = 0, 1  # what a random stream is for
 
 
@@ -23,7 +24,8 @@ _ORDER, _CHANGES = 0, 1  # what a random stream is for
 class Batch:
     """Images (B,3,H,W) float32 RGB in [0,1] and labels (B,H,W) int64; None where the work has no such domain.
 
-    `target_labels` are pseudo-labels, 255 where none is believed; never what was annotated.
+    `target_labels` are pseudo-labels, 255 where none is believed; never what was annotated. `held_out_images` come
+    from a third domain, with the labels that were annotated: source images kept back from training.
     """
 
     step: int
@@ -33,6 +35,8 @@ class Batch:
     source_ids: tuple[str, ...]
     target_ids: tuple[str, ...]
     target_labels: Tensor | None = None
+    held_out_images: Tensor | None = None
+    held_out_labels: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on a device."""
@@ -42,6 +46,8 @@ class Batch:
             source_labels=_moved(self.source_labels, device),
             target_images=_moved(self.target_images, device),
             target_labels=_moved(self.target_labels, device),
+            held_out_images=_moved(self.held_out_images, device),
+            held_out_labels=_moved(self.held_out_labels, device),
         )
 
 
@@ -52,6 +58,10 @@ class TrainStream:
     Images come in a fresh order every epoch, drawn from (seed, domain, epoch), and without a gap between epochs;
     fewer images than a batch holds repeat. Augmentation is drawn from (seed, domain, step, slot). So neither the
     number of workers nor the step one starts at changes a bit: `batches(k, n)` is the tail of `batches(0, n)`.
+
+    With a `sampler`, which must have been made from `source`, source images are what it draws from (seed, step,
+    slot) and there are no epochs of them. `held_out` is a third domain of labelled images under the same rules, with
+    its own augmentation if it is given one. No domain's images depend on whether there is another.
     """
 
     source: SegmentationDataset | None
@@ -60,13 +70,20 @@ class TrainStream:
     augmentation: Augmentation
     seed: int
     workers: int = 0
+    sampler: RareClassSampler | None = None
+    held_out: SegmentationDataset | None = None
+    held_out_augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        for dataset in (self.source, self.target):
+        for dataset in (self.source, self.target, self.held_out):
             if dataset is not None and not len(dataset):
                 raise DataError("there are no images to train on", "check the domain's root and splits")
         if self.source is not None and not self.source.with_labels:
             raise ValueError("the source of training needs labels")
+        if self.held_out is not None and not self.held_out.with_labels:
+            raise ValueError("images that are held out need labels")
+        if self.sampler is not None and (self.source is None or len(self.source) != self.sampler.num_images):
+            raise ValueError("the sampler was made from other images than the source's")
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The batches of the steps `start_step` to `stop_step - 1`.
@@ -79,6 +96,7 @@ class TrainStream:
         """The batch of one step."""
         source = self._samples(self.source, _SOURCE, step)
         target = self._samples(self.target, _TARGET, step)
+        held_out = self._samples(self.held_out, _HELD_OUT, step)
         return Batch(
             step,
             _images(source),
@@ -87,21 +105,28 @@ class TrainStream:
             tuple(sample.id for sample in source),
             tuple(sample.id for sample in target),
             _labels(target) if self.target is not None and self.target.pseudo else None,
+            _images(held_out),
+            _labels(held_out),
         )
 
     def _samples(self, dataset: SegmentationDataset | None, domain: int, step: int) -> list[Sample]:
         if dataset is None:
             return []
-        first = step * self.batch_size
+        augmentation = (self.held_out_augmentation if domain == _HELD_OUT else None) or self.augmentation
         samples = []
         for slot in range(self.batch_size):
-            epoch, place = divmod(first + slot, len(dataset))
-            order = _permutation(self.seed, domain, epoch, len(dataset))
-            sample = dataset.read(int(order[place]))
+            sample = dataset.read(self._index(len(dataset), domain, step, slot))
             rng = np.random.default_rng((self.seed, _CHANGES, domain, step, slot))
-            image, label = augment(sample.image, sample.label, self.augmentation, rng)
+            image, label = augment(sample.image, sample.label, augmentation, rng)
             samples.append(replace(sample, image=image, label=label))
         return samples
+
+    def _index(self, count: int, domain: int, step: int, slot: int) -> int:
+        """Which of a domain's `count` images a slot of a step shows."""
+        if domain == _SOURCE and self.sampler is not None:
+            return self.sampler.draw(self.seed, step, slot)[0]
+        epoch, place = divmod(step * self.batch_size + slot, count)
+        return int(_permutation(self.seed, domain, epoch, count)[place])
 
 
 def sweep(

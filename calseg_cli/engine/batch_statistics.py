@@ -35,6 +35,23 @@ def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
+@contextmanager
+def own_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, batch-norm layers normalise with the batch at hand, and no buffer of theirs changes.
+
+    Running statistics and the count of batches stay as they are; everything but these layers keeps its mode.
+    """
+    layers = batch_norms(network).values()
+    modes = [(layer, layer.training) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats = True, False  # torch neither reads nor moves its buffers then
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training, layer.track_running_stats = training, True
+
+
 class PooledStatistics(nn.Module):
     """Sums of what enters each batch-norm layer, as buffers: float64, so that order and number do not matter.
 

@@ -10,7 +10,8 @@ import torch
 from calseg_cli.data.catalog import find_items, find_layout, make_layout
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import Batch, TrainStream, evaluation_samples, sweep
-from calseg_cli.data.transforms import PLAIN, Augmentation
+from calseg_cli.data.rare_classes import RareClassSampler
+from calseg_cli.data.transforms import PLAIN, Augmentation, augment
 from calseg_cli.errors import DataError
 
 LAYOUT = make_layout(find_layout("folders"), classes=["a", "b", "c"])
@@ -22,10 +23,12 @@ def opened(root, *, size=None, with_labels=True):
     return SegmentationDataset(items, LAYOUT, size=size, with_labels=with_labels)
 
 
-def stream(root, *, batch_size=2, augmentation=WILD, seed=0, workers=0, domains="st"):
+def stream(root, *, batch_size=2, augmentation=WILD, seed=0, workers=0, domains="st", **options):
     source = opened(root) if "s" in domains else None
     target = opened(root, with_labels=False) if "t" in domains else None
-    return TrainStream(source, target, batch_size=batch_size, augmentation=augmentation, seed=seed, workers=workers)
+    return TrainStream(
+        source, target, batch_size=batch_size, augmentation=augmentation, seed=seed, workers=workers, **options
+    )
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -167,6 +170,74 @@ def test_evaluation_in_order_with_whole_labels(many, workers):
         assert image.dtype == torch.float32
         np.testing.assert_array_equal(label, dataset.read_label(index))
         assert label.shape == original_hw == (12, 16)
+
+
+def test_the_bits_of_a_stream_are_fixed(many):
+    """Written out once more: a run that was started with an older version goes on with the same batches."""
+    dataset = opened(many)
+    for step, batch in enumerate(stream(many, batch_size=3, seed=7).batches(0, 4)):
+        for slot in range(3):
+            epoch, place = divmod(3 * step + slot, 5)
+            for domain, image in enumerate((batch.source_images[slot], batch.target_images[slot])):
+                sample = dataset.read(int(np.random.default_rng((7, 0, domain, epoch)).permutation(5)[place]))
+                rng = np.random.default_rng((7, 1, domain, step, slot))
+                pixels, label = augment(sample.image, sample.label, WILD, rng)
+                np.testing.assert_array_equal((image * 255).round().byte().permute(1, 2, 0), pixels)
+                if domain == 0:
+                    np.testing.assert_array_equal(batch.source_labels[slot], label)
+
+
+def test_held_out_images_are_a_third_domain(many):
+    """Their own order and draws, their own augmentation; the other domains are what they were without them."""
+    held_out = opened(many).subset([0, 3, 4])
+    with_them = stream(many, held_out=held_out, held_out_augmentation=PLAIN)
+    batches = list(with_them.batches(0, 6))
+    for batch, without in zip(batches, stream(many).batches(0, 6), strict=True):
+        assert same(batch, without)
+        assert without.held_out_images is without.held_out_labels is None
+        assert batch.held_out_images.shape == (2, 3, 12, 16)
+        assert batch.held_out_labels.dtype == torch.int64
+        assert torch.equal((batch.held_out_images[:, 0] * 255).round().long(), batch.held_out_labels * 100)
+    whole = {name: opened(many).read(name).label.tobytes() for name in (0, 3, 4)}
+    seen = [label.byte().numpy().tobytes() for batch in batches for label in batch.held_out_labels]
+    assert all(set(seen[first : first + 3]) == set(whole.values()) for first in range(0, 12, 3))
+    tail = list(stream(many, held_out=held_out, held_out_augmentation=PLAIN, workers=2).batches(4, 6))
+    assert all(torch.equal(a.held_out_images, b.held_out_images) for a, b in zip(batches[4:], tail, strict=True))
+    moved = batches[0].to("meta")
+    assert moved.held_out_images.device.type == moved.held_out_labels.device.type == "meta"
+
+
+def test_held_out_images_share_the_augmentation_unless_told(many):
+    held_out = opened(many)
+    (batch,) = stream(many, held_out=held_out).batches(0, 1)
+    assert batch.held_out_images.shape == batch.source_images.shape == (2, 3, 10, 12)
+    assert not torch.equal(batch.held_out_images, batch.source_images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sampler_chooses_the_source_alone(many, workers):
+    sampler = RareClassSampler(opened(many), temperature=0.3, min_pixels=1)
+    held_out = opened(many).subset([1, 2])
+    drawn = list(stream(many, sampler=sampler, held_out=held_out, workers=workers, seed=2).batches(3, 9))
+    plain = list(stream(many, held_out=held_out, seed=2).batches(3, 9))
+    for batch, without in zip(drawn, plain, strict=True):
+        assert batch.source_ids == tuple(str(sampler.draw(2, batch.step, slot)[0]) for slot in range(2))
+        for name in ("target_images", "held_out_images", "held_out_labels"):
+            assert torch.equal(getattr(batch, name), getattr(without, name))
+        assert batch.target_ids == without.target_ids
+    assert [batch.source_ids for batch in drawn] != [batch.source_ids for batch in plain]
+
+
+def test_options_that_do_not_fit(many):
+    dataset = opened(many)
+    with pytest.raises(DataError, match="no images"):
+        stream(many, held_out=dataset.subset([]))
+    with pytest.raises(ValueError, match="held out need labels"):
+        stream(many, held_out=opened(many, with_labels=False))
+    sampler = RareClassSampler(dataset.subset([0, 1]))
+    for domains in ("st", "t"):
+        with pytest.raises(ValueError, match="sampler"):
+            stream(many, sampler=sampler, domains=domains)
 
 
 @pytest.mark.real

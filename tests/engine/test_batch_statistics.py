@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from calseg_cli.engine.batch_statistics import PooledStatistics, batch_norms
+from calseg_cli.engine.batch_statistics import PooledStatistics, batch_norms, own_statistics
 
 
 def network() -> nn.Sequential:
@@ -138,3 +138,63 @@ def test_no_image_changes_nothing():
     before = copy.deepcopy(net.state_dict())
     PooledStatistics(net).write()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def flags(net):
+    return [(module.training, getattr(module, "track_running_stats", None)) for module in net.modules()]
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "mixed"])
+def test_own_statistics_of_the_batch_and_nothing_changes(mode):
+    net, (images,) = network(), batches((4,))
+    expected_of = copy.deepcopy(net)
+    for layer in batch_norms(expected_of).values():
+        layer.train()
+    net.train(mode == "train")
+    net[3].eval()  # dropout would draw
+    net[5].train(mode != "eval")
+    before, modes = copy.deepcopy(net.state_dict()), flags(net)
+    buffers = {name: (value, value._version) for name, value in net.named_buffers()}
+    with own_statistics(net):
+        logits = net(images)
+        assert not net[3].training
+        logits.sum().backward()
+    assert torch.equal(logits, expected_of(images))
+    assert flags(net) == modes
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(
+        value is kept and value._version == version
+        for (kept, version), value in zip(buffers.values(), net.buffers(), strict=True)
+    )
+    assert not torch.equal(logits, net.eval()(images))
+
+
+def test_own_statistics_by_hand():
+    net, (images,) = network(), batches((3,))
+    with torch.no_grad(), own_statistics(net):
+        entering = net[0](images)
+        normal = net[1](entering)
+    mean = entering.double().mean((0, 2, 3), keepdim=True)
+    variance = entering.double().var((0, 2, 3), keepdim=True, correction=0)
+    expected = (entering.double() - mean) / (variance + net[1].eps).sqrt()
+    torch.testing.assert_close(normal.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_own_statistics_nested_and_after_an_exception():
+    net = network()
+    net[1].train()
+    before = flags(net)
+    with pytest.raises(RuntimeError), own_statistics(net):
+        with own_statistics(net):
+            net(batches((2,))[0])
+        assert all(layer.training and not layer.track_running_stats for layer in (net[1], net[5]))
+        raise RuntimeError
+    assert flags(net) == before
+
+
+def test_own_statistics_leave_instance_norm_and_bare_layers_alone():
+    net = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3)).eval()
+    before = flags(net)
+    with own_statistics(net):
+        assert flags(net) == before
+    assert flags(net) == before
