@@ -37,17 +37,20 @@ from calseg_cli.engine.method import Method
 from calseg_cli.engine.train import Plan, build_optimizer
 from calseg_cli.methods.calsfda import CalSFDA
 from calseg_cli.methods.cbst import CBST
+from calseg_cli.methods.dacal import build_dacal
+from calseg_cli.methods.self_training import Frame, SelfTraining
 from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network
 
 
 class Contestant(NamedTuple):
-    """A method around a network; the method that it is measured against, None for a base; the target for its time."""
+    """A method around a network; the method that it is measured against, None for a base; targets for its ratios."""
 
     build: Callable[[Network], Method]
     base: str | None = None
     time_target: str | None = None
+    memory_target: str | None = None
 
 
 METHODS = {
@@ -56,7 +59,18 @@ METHODS = {
     "source+ece(soft)": Contestant(lambda network: Source(network, ece=CalibrationTerm(1.0, binning="soft")), "source"),
     "cbst": Contestant(CBST),
     "calsfda": Contestant(CalSFDA, "cbst"),
+    "self-training": Contestant(SelfTraining),
+    "self-training(daformer)": Contestant(lambda network: SelfTraining(network, Frame("daformer")), "self-training"),
+    "self-training(mic)": Contestant(lambda network: SelfTraining(network, Frame("mic")), "self-training"),
+    "dacal": Contestant(lambda network: dacal(network), "self-training", "<= 1.60", "<= 1.35"),
+    "dacal(last-layer)": Contestant(lambda network: dacal(network, route="last-layer"), "self-training"),
+    "dacal(network)": Contestant(lambda network: dacal(network, route="network"), "self-training"),
 }
+
+
+def dacal(network: Network, **options: Any) -> Method:
+    """DA-Cal from its first step on."""
+    return SelfTraining(network, plugins=[build_dacal(network, warm_up=0, **options)])
 
 
 class Steps:
@@ -95,7 +109,10 @@ def make_batch(images: torch.Tensor, options: argparse.Namespace) -> Batch:
     cells[torch.rand(cells.shape, generator=random) < 0.1] = 255
     labels = cells.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
     ids = tuple(str(n) for n in range(options.batch))
-    return Batch(0, images[: options.batch], labels, images[options.batch :], ids, ids, target_labels=labels)
+    held_out = images[: options.batch].flip(-1), labels.flip(-1)
+    return Batch(
+        0, images[: options.batch], labels, images[options.batch : 2 * options.batch], ids, ids, labels, *held_out
+    )
 
 
 def race(method: str, network: str, options: argparse.Namespace) -> dict[str, float]:
@@ -157,6 +174,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "memory_over_base": peaks[method] / peaks[base],
                 "memory_mib": peaks[method],
                 "time_target": METHODS[method].time_target,
+                "memory_target": METHODS[method].memory_target,
             }
     return {
         "networks": found,

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from calseg_cli.config import Resolved
 
 TRAINING, ROUNDS, CALSFDA, ADABN = "Training", "Methods: cbst, calsfda", "Method: calsfda", "Method: adabn"
+FRAME = "Methods: self-training, dacal"
 
 
 def adapt(
     session: Session,
     *,
-    method: Annotated[str | None, typer.Option(help="How to adapt: adabn, tent, cbst or calsfda.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How to adapt: adabn, tent, cbst, calsfda, self-training or dacal.")
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -43,7 +46,9 @@ def adapt(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, of a round.", rich_help_panel=TRAINING)] = None,
     lr: Annotated[float | None, typer.Option(help="Encoder's learning rate.", rich_help_panel=TRAINING)] = None,
-    head_lr: Annotated[float | None, typer.Option(help="Head's learning rate.", rich_help_panel=ROUNDS)] = None,
+    head_lr: Annotated[
+        float | None, typer.Option(help="Head's learning rate; not of tent.", rich_help_panel=TRAINING)
+    ] = None,
     momentum: Annotated[
         float | None, typer.Option(help="1 replaces the source's statistics, less mixes them.", rich_help_panel=ADABN)
     ] = None,
@@ -64,6 +69,21 @@ def adapt(
     ] = None,
     guidance: Annotated[
         str | None, typer.Option(help="Who expects an image's error: value-net or none.", rich_help_panel=CALSFDA)
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="What self-training is: dacs, daformer or mic.", rich_help_panel=FRAME)
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What target pixels are taught: hard, soft or sampled.", rich_help_panel=FRAME)
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the teacher's moving average.", rich_help_panel=FRAME)
+    ] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="Weight of target pixels: batch, image or one.", rich_help_panel=FRAME)
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Network to keep: student or teacher.", rich_help_panel=FRAME)
     ] = None,
     valuenet: Annotated[
         Path | None, typer.Option(help="The value net; the run's own without it.", rich_help_panel=INPUT)
@@ -101,6 +121,11 @@ def adapt(
         "train": train,
         "choose": choose,
         "guidance": guidance,
+        "base": base,
+        "labels": labels,
+        "ema": ema,
+        "quality": quality,
+        "keep": keep,
     }
     resolved = session.load(common)
     resolved = session.load({**common, **_of_method(resolved, chosen)})
@@ -122,18 +147,22 @@ def adapt(
 
 
 def _of_method(resolved: "Resolved", chosen: dict[str, Any]) -> dict[str, Any]:
-    """The options under the key of the method they are for. Raises ConfigError for one that it does not have."""
+    """The options under the keys of the sections that the method reads. Raises ConfigError for one that none has."""
+    from calseg_cli.config.self_training import sections_of
     from calseg_cli.errors import ConfigError
 
-    method = resolved.config.adapt.method
-    section = getattr(resolved.config.adapt, method, None)
-    known = type(section).model_fields if section is not None else chosen
-    own = {"momentum"} - ({"momentum"} if method == "adabn" else set())  # sgd's momentum is another thing
+    method, adapt = resolved.config.adapt.method, resolved.config.adapt
+    names = [name for name in sections_of(method) if hasattr(getattr(adapt, name, None), "model_fields")]
+    known = {name: section for section in reversed(names) for name in type(getattr(adapt, section)).model_fields}
+    if not names:
+        return {}  # the stage names the methods that there are
+    if method != "adabn":
+        known.pop("momentum", None)  # sgd's momentum is another thing
     given = {name: value for name, value in chosen.items() if value is not None}
     for name in given:
-        if name not in known or name in own:
+        if name not in known:
             raise ConfigError(
                 f"--{name.replace('_', '-')} has no effect with --method {method}",
                 "calseg adapt --help says which does",
             )
-    return {f"adapt.{method}.{name}": value for name, value in given.items()}
+    return {f"adapt.{known[name]}.{name}": value for name, value in given.items()}

@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from calseg_cli.config.adapt_steps import AdaptSteps, Weight
 from calseg_cli.config.section import Section, key, section
+from calseg_cli.config.self_training import DACal, SelfTraining
 from calseg_cli.config.training import Augment
 from calseg_cli.config.values import Bool, DomainRole, Float, Int, Positive, Probability, Split, Text
 
 Portion = Annotated[Float, Field(gt=0, le=1)]
-Weight = Annotated[Float, Field(ge=0)]
 
 
 class AdaBN(Section):
@@ -19,24 +20,6 @@ class AdaBN(Section):
     passes: Int = key(1, "How often all images are seen; at least 1.", ge=1)
     shuffle: Bool = key(True, "Mix the images' order, so that a batch is not one street.")
     momentum: Float = key(1.0, "1 replaces the source's statistics, less mixes them; above 0, at most 1.", gt=0, le=1)
-
-
-class AdaptSteps(Section):
-    """What every method that trains on the target has in common."""
-
-    batch_size: Int = key(4, "Images a step, and images normalised together; at least 1.", ge=1)
-    optimizer: Literal["adamw", "sgd"] = key("adamw", "adamw or sgd.")
-    weight_decay: Weight = key(0.01, "Weight decay; at least 0.")
-    momentum: Float = key(0.9, "Momentum of sgd, 0 to below 1.", ge=0, lt=1)
-    schedule: Literal["poly", "constant", "cosine"] = key(
-        "poly", "Course of the learning rate: poly, constant, cosine."
-    )
-    clip_norm: Positive | None = key(None, "Largest norm of the gradient; above 0, null for no clipping.")
-    amp: Literal["off", "bf16", "fp16"] = key("off", "Mixed precision: off, bf16 or fp16.")
-    channels_last: Bool | None = key(None, "Keep tensors channels-last; null: as in pretrain.")
-    checkpoint_every: Int = key(50, "Steps from one resumable state to the next; 0 only when stopped.", ge=0)
-    log_every: Int = key(20, "Steps from one line of the log to the next; at least 1.", ge=1)
-    augment: Augment = section(Augment, "How target images are varied.")
 
 
 class Tent(AdaptSteps):
@@ -104,10 +87,12 @@ class CalSFDA(Rounds):
 class Adapt(Section):
     """How a trained network is moved to the target, whose labels are never read."""
 
-    method: Text = key("adabn", "Method: adabn, tent, cbst or calsfda.")
+    method: Text = key("adabn", "Method: adabn, tent, cbst, calsfda, self-training or dacal.")
     domain: DomainRole = key("target", "Whose images to adapt to: source or target.")
     split: Split = key("train", "Split to adapt on: train, val or test.")
     adabn: AdaBN = section(AdaBN, "Options of adabn.")
     tent: Tent = section(Tent, "Options of tent.")
     cbst: CBST = section(CBST, "Options of cbst.")
     calsfda: CalSFDA = section(CalSFDA, "Options of calsfda.")
+    self_training: SelfTraining = section(SelfTraining, "Options of self-training, and of dacal, which builds on it.")
+    dacal: DACal = section(DACal, "What dacal adds to self-training.")

@@ -50,6 +50,10 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Teachers move and running statistics are updated here, after the optimiser."""
 
+    def report(self) -> dict[str, float]:
+        """What the log should tell of the last step beside its terms; looked at only when a step is logged."""
+        return {}
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """What the optimiser moves."""
         return parameter_groups(self.network)

@@ -96,7 +96,7 @@ def train(
         if saves:
             _check_finite(done, terms)  # before a broken state takes a good one's place
         if done % plan.log_every == 0 or done == plan.steps:
-            record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock))
+            record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock), method.report())
             hooks.log(record)
             progress.advance(0, **{name: value for name, value in record.items() if name in ("loss", "lr")})
         progress.advance()
@@ -174,7 +174,12 @@ def _update(
 
 
 def _record(
-    step: int, terms: dict[str, Tensor], norm: Tensor | None, optimizer: torch.optim.Optimizer, seconds: float
+    step: int,
+    terms: dict[str, Tensor],
+    norm: Tensor | None,
+    optimizer: torch.optim.Optimizer,
+    seconds: float,
+    watch: dict[str, float],
 ) -> dict[str, Any]:
     """One line of the log."""
     values = _check_finite(step, terms)
@@ -186,6 +191,7 @@ def _record(
         "lr": optimizer.param_groups[-1]["lr"],
         "grad_norm": float(norm) if norm is not None else None,
         "seconds": round(seconds, 3),
+        **({"watch": watch} if watch else {}),
     }
 
 

@@ -10,6 +10,7 @@ import torch
 from calseg_cli.artifacts.digests import list_digest
 from calseg_cli.artifacts.tensors_file import read_facts
 from calseg_cli.config import Resolved
+from calseg_cli.config.self_training import on_frame, sections_of
 from calseg_cli.data.loader import sweep as sweep_images
 from calseg_cli.engine.batch_statistics import batch_norms
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
@@ -18,8 +19,9 @@ from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import sweep
 from calseg_cli.errors import ArtifactError, ConfigError
-from calseg_cli.methods import ADAPTATIONS, build_adaptation
+from calseg_cli.methods import ADAPTATIONS, PLUGINS, adaptation_kind, build_adaptation
 from calseg_cli.methods.round_self_training import RoundSelfTraining
+from calseg_cli.methods.self_training import SelfTraining
 from calseg_cli.stages.adapt_rounds import Rounds
 from calseg_cli.stages.corrections import Loaded, check_fit, warn_of_another_network
 from calseg_cli.stages.domains import open_domain
@@ -36,6 +38,7 @@ from calseg_cli.stages.run_folder import (
     sole_writer,
     source_network,
 )
+from calseg_cli.stages.self_training import build_method, open_source, train_on_both
 from calseg_cli.stages.target_training import Setting, remeasure, train_on_target
 from calseg_cli.stages.training import StageFolder, facts_of
 from calseg_cli.stages.value_nets import VALUE_NET, LoadedValueNet, load_value_net
@@ -59,9 +62,7 @@ def adapt(
     """
     config = resolved.config
     name = config.adapt.method
-    if name not in ADAPTATIONS:
-        raise ConfigError(f"unknown method {name!r}", f"known: {', '.join(ADAPTATIONS)}")
-    kind = ADAPTATIONS[name]
+    kind = _kind(name)
     _check_use(kind, corrections, value_net, resolved)
     run = run_folder(resolved)
     start = find_network(run, checkpoint) if checkpoint else source_network(run)
@@ -69,22 +70,25 @@ def adapt(
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     loaded = load_network(start, device, resolved)
     domain = open_domain(resolved, config.adapt.domain, loaded.class_names)
-    method = build_adaptation(name, loaded.network, **_own_options(resolved))
+    method = _build(resolved, loaded, corrections, progress)
     guide = _guide(value_net or run.valuenet / VALUE_NET, loaded, device) if _guided(resolved) else None
     images = domain.dataset(config.adapt.split, with_labels=False)
+    source = None
+    if isinstance(method, SelfTraining):
+        source = open_source(resolved, loaded.class_names, images, needs_held_out=method.needs_held_out)
     folder = run.adapt(name)
     others = {one.role: (one.digest, one.path) for one in corrections}
     if guide is not None:
         others["value_net"] = (guide.digest, guide.path)
     facts = {
         **facts_of(f"adapt-{name}", resolved, loaded, folder, others=others, device=device),
-        "images": list_digest([item.id for item in images.items]),
+        "images": list_digest([item.id for item in images.items] + ([] if source is None else [source.digest])),
     }
     stage = StageFolder(
         folder,
         facts,
         resolved,
-        may_change=("pretrain.", "source.", "target.root"),
+        may_change=("pretrain.", "source." if source is None else "source.root", "target.root"),
         must_stay=("target.", "pretrain.channels_last"),
     )
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
@@ -101,6 +105,8 @@ def adapt(
             _sweep(setting, method, stage)
         elif isinstance(method, RoundSelfTraining):
             Rounds(setting, stage, _own_options(resolved), guide=guide, corrections=corrections).run(resume=resume)
+        elif isinstance(method, SelfTraining) and source is not None:
+            train_on_both(setting, stage, method, source, resume=resume)
         else:
             _train(setting, method, stage, resume=resume)
         release(folder)
@@ -138,11 +144,26 @@ def _train(setting: Setting, method: Method, stage: StageFolder, *, resume: bool
     train_on_target(setting, stage, method, setting.images, seed=seed, resume=resume, conclude=conclude)
 
 
+def _kind(name: str) -> type[Method]:
+    kind = adaptation_kind(name)
+    if kind is None:
+        raise ConfigError(f"unknown method {name!r}", f"known: {', '.join([*ADAPTATIONS, *PLUGINS])}")
+    return kind
+
+
+def _build(resolved: Resolved, loaded: LoadedNetwork, corrections: Sequence[Loaded], progress: Progress) -> Method:
+    name = resolved.config.adapt.method
+    if on_frame(name):
+        return build_method(resolved, loaded, corrections, progress)
+    return build_adaptation(name, loaded.network, **_own_options(resolved))
+
+
 def _check_use(kind: type[Method], corrections: Sequence[Loaded], value_net: Path | None, resolved: Resolved) -> None:
-    if corrections and not issubclass(kind, RoundSelfTraining):
+    if corrections and not issubclass(kind, RoundSelfTraining | SelfTraining):
         raise ConfigError(
             f"{corrections[0].path}: {kind.name} makes no pseudo-labels that it could correct",
-            "--prototypes and --calibrator are for cbst and calsfda; predict and evaluate take them after any method",
+            "--prototypes and --calibrator are for cbst, calsfda and self-training; predict and evaluate take them "
+            "after any method",
         )
     if value_net is not None and not _guided(resolved):
         raise ConfigError(f"--valuenet {value_net}: nothing asks it", "it guides --method calsfda --guidance value-net")
@@ -150,7 +171,7 @@ def _check_use(kind: type[Method], corrections: Sequence[Loaded], value_net: Pat
 
 def _guided(resolved: Resolved) -> bool:
     adapt = resolved.config.adapt
-    return getattr(getattr(adapt, adapt.method), "guidance", "none") == "value-net"
+    return getattr(getattr(adapt, sections_of(adapt.method)[0]), "guidance", "none") == "value-net"
 
 
 def _guide(path: Path, loaded: LoadedNetwork, device: torch.device) -> LoadedValueNet:
@@ -175,7 +196,7 @@ def _own_options(resolved: Resolved) -> dict[str, Any]:
 def _note_layers(method: Method, loaded: LoadedNetwork, progress: Progress) -> None:
     layers = batch_norms(loaded.network)
     inside = sum(name.startswith("encoder") for name in layers)
-    if not inside:
+    if not inside and "source" not in method.requires:
         progress.note(
             f"{method.name}: batch norm stands in the head only ({len(layers)} layer); the encoder of "
             f"{loaded.network.name} has no statistics to adapt, so expect little"

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from calseg_cli.config import Resolved
 from calseg_cli.config.methods import Rounds, Tent
+from calseg_cli.config.self_training import SelfTraining, sections_of
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream
 from calseg_cli.data.loader import sweep as sweep_images
@@ -34,21 +36,23 @@ class Setting:
 
     @property
     def options(self) -> Any:
-        """The section of the method's own options."""
+        """The section that says how the method is run: its own, or that of self-training, which it builds on."""
         adapt = self.resolved.config.adapt
-        return getattr(adapt, adapt.method)
+        return getattr(adapt, sections_of(adapt.method)[-1])
 
 
-def remeasure(setting: Setting, title: str) -> None:
+def remeasure(setting: Setting, title: str, network: nn.Module | None = None) -> None:
     """Put the statistics of all target images into the network's batch norm, as AdaBN does; none there: nothing.
 
-    Raises StoppedError when asked to stop; the network is then as it was.
+    The setting's network unless another is named. Raises StoppedError when asked to stop; the network is then as it
+    was.
     """
-    if not batch_norms(setting.loaded.network):
+    network = setting.loaded.network if network is None else network
+    if not batch_norms(network):
         return
     config = setting.resolved.config
     batches = sweep_images(setting.images, setting.options.batch_size, workers=config.workers, shuffle_seed=config.seed)
-    method = AdaBN(setting.loaded.network)
+    method = AdaBN(network)
     setting.progress.start(title, len(setting.images))
     sweep(method, batches, device=setting.device, progress=setting.progress, stop=setting.stop)
     if setting.stop:
@@ -92,13 +96,13 @@ def train_on_target(
     )
 
 
-def target_plan(options: Rounds | Tent, *, channels_last: bool) -> Plan:
+def target_plan(options: Rounds | Tent | SelfTraining, *, channels_last: bool) -> Plan:
     """The loop's plan from a method's section; `channels_last` is what holds where the section leaves it open."""
     return Plan(
         steps=options.steps,
         optimizer=options.optimizer,
         lr=options.lr,
-        head_lr=options.head_lr if isinstance(options, Rounds) else options.lr,
+        head_lr=options.lr if isinstance(options, Tent) else options.head_lr,
         weight_decay=options.weight_decay,
         momentum=options.momentum,
         schedule=options.schedule,

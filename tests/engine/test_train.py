@@ -87,6 +87,22 @@ def test_loss_falls_and_the_same_seed_gives_the_same_weights():
     assert same(first, second)
 
 
+def test_what_a_method_reports_is_asked_for_and_written_where_a_step_is_logged():
+    class Telling(Fit):
+        asked = 0
+
+        def report(self):
+            self.asked += 1
+            return {"asked": float(self.asked)}
+
+    records: list[dict] = []
+    run(Plan(steps=6, log_every=3), method=Telling(), records=records)
+    assert [record["watch"] for record in records] == [{"asked": 1.0}, {"asked": 2.0}]
+    silent: list[dict] = []
+    run(Plan(steps=3, log_every=3), records=silent)
+    assert "watch" not in silent[0]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("cut", [1, 5, 9])
 def test_resume_is_bit_for_bit(tmp_path, optimizer, cut):

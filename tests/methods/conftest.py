@@ -16,8 +16,14 @@ class Small(nn.Module):
         self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.head = nn.Conv2d(8, num_classes, 1)
 
+    def features(self, images):
+        return self.encoder(images)
+
+    def classify(self, features):
+        return self.head(features)
+
     def forward(self, images):
-        return self.head(self.encoder(images))
+        return self.classify(self.features(images))
 
 
 @pytest.fixture
@@ -35,6 +41,7 @@ def make_batch():
         labels = images.argmax(dim=1)
         labels[torch.rand(labels.shape, generator=generator) < ignore] = 255
         ids = tuple(f"{step}-{n}" for n in range(size))
-        return Batch(step, images, labels, images + 1, ids, ids, target_labels=labels)
+        held_out = images.flip(0), labels.flip(0)
+        return Batch(step, images, labels, images + 1, ids, ids, labels, *held_out)
 
     return make

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from calseg_cli.engine.method import Method
-from calseg_cli.methods import ADAPTATIONS, build_adaptation
+from calseg_cli.methods import ADAPTATIONS, PLUGINS, adaptation_kind, build_adaptation
 from calseg_cli.methods.source import Source
 
-METHODS = {"source": Source, **ADAPTATIONS}
+METHODS = {"source": Source, **ADAPTATIONS, **{name: adaptation_kind(name) for name in PLUGINS}}
 
 
 @pytest.fixture(params=sorted(METHODS))

@@ -1,0 +1,213 @@
+"""Owns DA-Cal in self-training: pseudo-labels as soft as a temperature network says, which learns beside the student.
+
+Li et al. 2026, arXiv 2602.20860. The paper's full text is not public; docs/dacal.md says what is this project's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calseg_cli.data.catalog import IGNORE
+from calseg_cli.data.mixing import class_mix_masks, mixed
+from calseg_cli.engine.batch_statistics import own_statistics
+from calseg_cli.engine.forward import native_logits
+from calseg_cli.errors import ConfigError
+from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
+from calseg_cli.methods.self_training_view import Plugin, View
+from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer
+from calseg_cli.methods.temperature_network import calibrated
+
+Outer = Literal["held-out", "held-out+hard", "source", "source+hard"]
+Mask = Literal["complementary", "same", "own"]
+_OWN_MASKS, _STRENGTHEN, _STRENGTHEN_HARD = range(3)  # what a random stream is for
+_SLOW = 0.9  # of what is watched for alarms, a step
+_TOO_MANY_AT_BOUNDS, _TOO_LOW_QUALITY = 0.2, 0.5
+
+
+@dataclass(frozen=True)
+class DACalOptions:
+    """See docs/dacal.md. `outer`: whose labels judge; `mask`: what the outer mix shows of the target.
+
+    `interval` steps lie between two steps of the temperature network. `hard_share` of a target pixel's lesson is the
+    teacher's class, the rest its softened probabilities. `hard_weight` adds the complementary mix of the training
+    images with hard labels to the loss. With `alarms`, hard labels are taught as long as temperatures lie at their
+    bounds or the quality weight has halved.
+    """
+
+    learning: Learning = field(default_factory=Learning)
+    outer: Outer = "held-out"
+    mask: Mask = "complementary"
+    strong: bool = False
+    interval: int = 1
+    warm_up: int = 60
+    hard_share: float = 0.0
+    hard_weight: float = 0.0
+    alarms: bool = True
+
+
+class DACal(Plugin):
+    """Teaches target pixels softmax(z / T) of the teacher's logits z; T learns what labels of the outer mix ask of it.
+
+    Raises ConfigError for a network that does not end in a 1x1 convolution, but for the route "network".
+    """
+
+    fallen: Tensor
+    quality: Tensor
+    usual_quality: Tensor
+    at_bound: Tensor
+
+    def __init__(self, network: nn.Module, options: DACalOptions | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        self.options = options or DACalOptions()
+        self.warm_up_steps = self.options.warm_up
+        ends = last_layer(network) is not None and hasattr(network, "features")
+        if self.options.learning.route != "network" and not ends:
+            raise ConfigError(
+                f"dacal: the network {getattr(network, 'name', '')!r} does not end in a 1x1 convolution on features",
+                "adapt.dacal.route: network takes any network",
+            )
+        self.learner = TemperatureLearner(int(network.num_classes), self.options.learning, seed=seed)  # type: ignore[arg-type]
+        for name in ("quality", "usual_quality", "at_bound"):
+            self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("fallen", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def needs_held_out(self) -> bool:  # type: ignore[override]
+        """Where labels of held-out source images judge."""
+        return self.options.outer.startswith("held-out")
+
+    def targets(self, view: View, logits: Tensor) -> Tensor | None:
+        """Softened probabilities (B,C,H,W), after a step of the temperature network; None while an alarm is on."""
+        if view.step % self.options.interval == 0:
+            self.learner.step(view.student, logits, self._inner(view), self._outer(view))
+        self._watch(view, logits)
+        if bool(self.fallen):
+            return None
+        return self._soft(view, logits)
+
+    def terms(self, view: View) -> dict[str, Tensor]:
+        """The term "complement", hard labels on the pixels that the inner mix left out, where it has a weight."""
+        if not self.options.hard_weight:
+            return {}
+        labels = mixed(view.source_labels[:, None], view.teacher_labels[:, None], ~view.masks)[:, 0]
+        weights = mixed((view.source_labels != IGNORE).float(), view.target_weights, ~view.masks)
+        images = mixed(view.source_images, view.target_images, ~view.masks)
+        images = view.augmentation(images, view.generator(_STRENGTHEN_HARD))
+        logits, _ = native_logits(view.student, images)  # type: ignore[arg-type]
+        loss = weighted_cross_entropy(view.dense(logits), labels, weights)
+        return {"complement": self.options.hard_weight * loss}
+
+    def report(self) -> dict[str, float]:
+        """The temperatures of the last step, and whether hard labels have taken over."""
+        return {**self.learner.report(), "fallen_back": float(self.fallen)}
+
+    @torch.no_grad()
+    def _soft(self, view: View, logits: Tensor) -> Tensor:
+        average = self.learner.average.network
+        temperatures = average.temperature_of(view.dense(average.raw(logits)))
+        soft = calibrated(view.dense(logits), temperatures).softmax(dim=1)
+        if not self.options.hard_share:
+            return soft
+        hard = F.one_hot(soft.argmax(dim=1), soft.shape[1]).permute(0, 3, 1, 2)
+        return torch.lerp(soft, hard.to(soft.dtype), self.options.hard_share)
+
+    def _inner(self, view: View) -> Mixed:
+        """The mix that the student has just seen: source labels where pasted, none on target cells."""
+        none = torch.full_like(view.source_labels, IGNORE)
+        labels = mixed(view.source_labels[:, None], none[:, None], view.masks)[:, 0]
+        features = view.mixed_features if view.mixed_features is not None else view.teacher_logits[:, :0]
+        return Mixed(features, _on_grid(labels, view, IGNORE), _on_grid(view.weights, view), view.mixed_images)
+
+    def _outer(self, view: View) -> Mixed:
+        """Labelled cells that judge, pasted into target images."""
+        images, labels, masks = self._judging(view)
+        taught = view.teacher_labels if self.options.outer.endswith("hard") else torch.full_like(labels, IGNORE)
+        weights = mixed((labels != IGNORE).float(), view.target_weights * (taught != IGNORE), masks)
+        pasted = mixed(images, view.target_images, masks)
+        if self.options.strong:
+            pasted = view.augmentation(pasted, view.generator(_STRENGTHEN))
+        labels = mixed(labels[:, None], taught[:, None], masks)[:, 0]
+        features = _features(view.student, pasted) if self.options.learning.route != "network" else pasted[:, :0]
+        return Mixed(features, _on_grid(labels, view, IGNORE), _on_grid(weights, view), pasted)
+
+    def _judging(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """Labelled images, their labels, and the masks (B,1,H,W) of where the outer mix shows them."""
+        images, labels = view.source_images, view.source_labels
+        if self.needs_held_out:
+            assert view.held_out_images is not None
+            assert view.held_out_labels is not None
+            images, labels = view.held_out_images, view.held_out_labels
+        if self.options.mask == "own":
+            return images, labels, class_mix_masks(labels, view.generator(_OWN_MASKS))
+        return images, labels, view.masks if self.options.mask == "same" else ~view.masks
+
+    @torch.no_grad()
+    def _watch(self, view: View, logits: Tensor) -> None:
+        """Fall back to hard labels while the temperatures are of no use, or the target teaches ever less."""
+        quality = view.target_weights.mean()
+        first = bool(self.usual_quality == 0)
+        near = self.learner.report().get("temperature_at_bound", 0.0)
+        if first:
+            self.usual_quality.copy_(quality)
+            self.quality.copy_(quality)
+        self.quality.lerp_(quality, 1 - _SLOW)
+        self.at_bound.lerp_(self.at_bound.new_tensor(near), 1 - _SLOW)
+        alarmed = (self.at_bound > _TOO_MANY_AT_BOUNDS) | (self.quality < _TOO_LOW_QUALITY * self.usual_quality)
+        self.fallen.copy_(alarmed & self.options.alarms)
+
+
+def build_dacal(network: nn.Module, *, seed: int = 0, **options: Any) -> DACal:
+    """The plugin from the options of both dataclasses, by their names. Raises TypeError for another name."""
+    own = {one.name for one in fields(DACalOptions)}
+    learning = Learning(**{name: value for name, value in options.items() if name not in own})
+    chosen = {name: value for name, value in options.items() if name in own}
+    return DACal(network, DACalOptions(learning=learning, **chosen), seed=seed)
+
+
+@contextmanager
+def _predicting(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode but for batch norm, which uses the batch at hand and keeps its buffers; then as it was."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with own_statistics(network):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def _features(student: nn.Module, images: Tensor) -> Tensor:
+    """The student's features (B,D,h,w) as it sees them in training, without a trace in it."""
+    with _predicting(student):
+        parted = _FeaturesOnly(student)
+        features, _ = native_logits(parted, images)
+    return features
+
+
+class _FeaturesOnly:
+    """A network that stops at its features."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self.num_classes = int(network.num_classes)  # type: ignore[arg-type]
+        self.stride, self.divisor = int(network.stride), int(network.divisor)  # type: ignore[arg-type]
+        self.align_corners = bool(network.align_corners)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        features: Tensor = self._network.features(images)  # type: ignore[operator]
+        return features
+
+
+def _on_grid(values: Tensor, view: View, outside: int = 0) -> Tensor:
+    """Labels or weights (B,H,W) at the cells (h,w) of the logits: those of the nearest pixel, `outside` in padding."""
+    bottom, right = view.geometry.pad
+    whole = F.pad(values, (0, right, 0, bottom), value=outside)
+    small = F.interpolate(whole[:, None].double(), size=view.teacher_logits.shape[-2:], mode="nearest-exact")
+    return small[:, 0].to(values.dtype)

@@ -1,0 +1,339 @@
+"""Owns the frame of self-training with a mean teacher and mixed domains, and what DAFormer and MIC add to it.
+
+DACS: Tranheden et al. 2021, arXiv 2007.08702. DAFormer: Hoyer et al. 2022, arXiv 2111.14887. MIC: Hoyer et al. 2023,
+arXiv 2212.01322. Other papers change it through the openings of `methods.self_training_view.Plugin`.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calseg_cli.data.block_masks import block_masks
+from calseg_cli.data.catalog import IGNORE
+from calseg_cli.data.loader import Batch
+from calseg_cli.data.mixing import class_mix_masks, mixed
+from calseg_cli.data.strong_augmentation import StrongAugmentation
+from calseg_cli.engine.batch_statistics import own_statistics
+from calseg_cli.engine.draws import draw_generator
+from calseg_cli.engine.forward import dense_logits, native_logits, upsample_logits
+from calseg_cli.engine.method import Method
+from calseg_cli.engine.moving_average import decay_at, move_average
+from calseg_cli.errors import ConfigError, DataError
+from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
+from calseg_cli.methods.feature_distance import FeatureDistance, encoder_seen
+from calseg_cli.methods.self_training_labels import Labels, Taught, Trust, taught
+from calseg_cli.methods.self_training_view import Plugin, View
+
+if TYPE_CHECKING:
+    from calseg_cli.artifacts.geometry import Geometry
+
+Base = Literal["dacs", "daformer", "mic"]
+Statistics = Literal["batch", "running", "shared"]
+_MIX, _STRENGTHEN, _SAMPLE, _MASK, _STRENGTHEN_MASKED = range(5)  # what a random stream is for
+
+
+@dataclass(frozen=True)
+class Masking:
+    """MIC: target images with `ratio` of their blocks hidden; side `block` in pixels, None for an eighth of the height.
+
+    `labels` "hard" teaches the teacher's classes, "same" what the mix is taught.
+    """
+
+    block: int | None = None
+    ratio: float = 0.7
+    weight: float = 1.0
+    labels: Literal["hard", "same"] = "hard"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The frame's options; see docs/self_training.md. `ema` is the teacher's decay, `hard_steps` begin every run.
+
+    `feature_classes` (None: all), `feature_ratio` and `feature_weight` are the feature distance's.
+    """
+
+    base: Base = "dacs"
+    labels: Labels = "hard"
+    ema: float = 0.99
+    trust: Trust = field(default_factory=Trust)
+    statistics: Statistics = "batch"
+    keep: Literal["student", "teacher"] = "student"
+    source_weight: float = 1.0
+    mix_weight: float = 1.0
+    hard_steps: int = 0
+    strong: StrongAugmentation = field(default_factory=StrongAugmentation)
+    feature_weight: float = 0.005
+    feature_ratio: float = 0.75
+    feature_classes: tuple[int, ...] | None = None
+    masking: Masking = field(default_factory=Masking)
+
+
+class SelfTraining(Method):
+    """A student learns source labels, and what its moving average says of target pixels, in images mixed of both.
+
+    The terms: "source", cross-entropy on source images over labelled pixels; "mix", on the mix, over all pixels;
+    "feature_distance" with the bases daformer and mic; "masked" with mic; then the plugins'. `reference` is the
+    encoder that the feature distance keeps to, the network's own at the start without it. `label_correction` changes
+    the teacher's logits (C,h,w) of one image (3,H,W) before they are labels; weights come from the uncorrected ones.
+    """
+
+    name: ClassVar[str] = "self-training"
+    requires: ClassVar[frozenset[str]] = frozenset({"source", "labels", "target"})
+    remeasures: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        frame: Frame | None = None,
+        *,
+        seed: int = 0,
+        plugins: Iterable[Plugin] = (),
+        reference: nn.Module | None = None,
+        label_correction: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(network)
+        self.frame = frame or Frame()
+        self.seed = seed
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.plugins = nn.ModuleList(plugins)
+        self.distance = self._distance(reference)
+        self.label_correction = label_correction
+        self._step = 0  # told before every step, so no memory
+        self._seen: dict[str, Tensor] = {}  # of the last step, for the log
+        self.train(self.training)
+
+    def _distance(self, reference: nn.Module | None) -> FeatureDistance | None:
+        frame = self.frame
+        if frame.base == "dacs" or not frame.feature_weight:
+            return None
+        own = getattr(self.network, "encoder", None)
+        if not isinstance(own, nn.Module):
+            raise ConfigError(
+                f"base: {frame.base} compares features of an encoder, and the network "
+                f"{getattr(self.network, 'name', '')!r} has none",
+                "set feature_weight: 0 or base: dacs",
+            )
+        return FeatureDistance(
+            copy.deepcopy(reference if reference is not None else own),
+            weight=frame.feature_weight,
+            ratio=frame.feature_ratio,
+            classes=frame.feature_classes,
+        )
+
+    @property
+    def openings(self) -> Sequence[Plugin]:
+        """The plugins, in the order in which they act."""
+        return [plugin for plugin in self.plugins if isinstance(plugin, Plugin)]
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether a plugin looks at labelled source images that the student is not trained on."""
+        return any(plugin.needs_held_out for plugin in self.openings)
+
+    @property
+    def measures_again(self) -> bool:
+        """Whether this run's running statistics mean nothing in the end: a student that normalises by batch."""
+        return self.frame.statistics == "batch"
+
+    def train(self, mode: bool = True) -> "SelfTraining":
+        """The student as asked; the teacher as it predicts, but for the batch statistics (see `_teacher_pass`)."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def deployed(self) -> nn.Module:
+        """The student, or the teacher where it is to be kept."""
+        return self.teacher if self.frame.keep == "teacher" else self.network
+
+    def restart_teacher(self) -> None:
+        """Make the teacher the student again: where the network was changed before the first step."""
+        move_average(self.teacher, self.network, 0.0)
+
+    def before_step(self, batch: Batch, step: int) -> None:
+        """Note the step."""
+        self._step = step
+
+    def after_step(self, step: int) -> None:
+        """The teacher moves, then what plugins keep."""
+        move_average(self.teacher, self.network, decay_at(step, self.frame.ema))
+        for plugin in self.openings:
+            plugin.after_step(step)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The step's terms. Raises DataError where the domains' images differ in size."""
+        source, labels, _ = _of_one_size(batch)
+        terms = self._source_terms(source, labels)
+        view, believed, logits = self._see(batch)
+        lesson = self._lesson(view, believed, batch)
+        terms["mix"] = self.frame.mix_weight * self._mix_loss(view.dense(logits), lesson, view)
+        if self.frame.base == "mic" and self.frame.masking.weight:
+            terms["masked"] = self._masked_term(view, lesson, batch)
+        for plugin in self.openings:
+            terms |= plugin.terms(view)
+        return terms
+
+    def _see(self, batch: Batch) -> tuple[View, Tensor, Tensor]:
+        """The step's view, the teacher's corrected logits (B,C,h,w), and the student's on the mix with their graph."""
+        source, labels, target = _of_one_size(batch)
+        raw, geometry = self._teacher_pass(target)
+        confidence = upsample_logits(raw, geometry).softmax(dim=1).amax(dim=1)
+        trusted = self.frame.trust(confidence)
+        masks = class_mix_masks(labels, self._generator(batch, _MIX))
+        images = self._strengthened(mixed(source, target, masks), batch, _STRENGTHEN)
+        student = _Parted(self.network)
+        logits, geometry = native_logits(student, images)
+        believed = self._believed(raw, target)
+        view = View(
+            step=self._step,
+            seed=self.seed,
+            source_images=source,
+            source_labels=labels,
+            target_images=target,
+            held_out_images=batch.held_out_images,
+            held_out_labels=batch.held_out_labels,
+            masks=masks,
+            teacher_logits=raw,
+            teacher_labels=upsample_logits(believed, geometry).argmax(dim=1),
+            target_weights=trusted,
+            geometry=geometry,
+            mixed_images=images,
+            mixed_features=student.features,
+            weights=mixed((labels != IGNORE).float(), trusted, masks),
+            augmentation=self.frame.strong,
+            student=self.network,
+        )
+        self._seen = {
+            "quality": trusted.mean(),
+            "confidence": confidence.mean(),
+            "target_share": 1 - masks.float().mean(),
+        }
+        return view, believed, logits
+
+    def report(self) -> dict[str, float]:
+        """Of the last step: the target pixels' mean weight and confidence, their share in the mix; the plugins'."""
+        found = {name: float(value) for name, value in self._seen.items()}
+        for plugin in self.openings:
+            found |= plugin.report()
+        return found
+
+    def _generator(self, batch: Batch, purpose: int) -> torch.Generator:
+        return draw_generator(self.seed, batch.step, purpose)
+
+    def _strengthened(self, images: Tensor, batch: Batch, purpose: int) -> Tensor:
+        return self.frame.strong(images, self._generator(batch, purpose))
+
+    def _source_terms(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        # With "running" the student's statistics are those of the mix and the target, so the source leaves no trace.
+        apart: AbstractContextManager[object] = (
+            own_statistics(self.network) if self.frame.statistics == "running" else nullcontext()
+        )
+        watched: AbstractContextManager[dict[str, Tensor]] = (
+            encoder_seen(self.network) if self.distance is not None else nullcontext(seen)
+        )
+        with apart, watched as seen:
+            logits = dense_logits(self.network, images)  # type: ignore[arg-type]
+        classes = logits.shape[1]
+        logits = self._corrected(logits, labels, torch.ones_like(labels, dtype=torch.bool)[:, None])
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        terms = {"source": self.frame.source_weight * loss / (labels != IGNORE).sum().clamp_min(1)}
+        if self.distance is not None:
+            terms["feature_distance"] = self.distance(seen["features"], seen["entering"], labels, classes)
+        return terms
+
+    @torch.no_grad()
+    def _teacher_pass(self, images: Tensor) -> "tuple[Tensor, Geometry]":
+        """The teacher's raw logits (B,C,h,w), float32: by the batch at hand, or by its own averaged statistics."""
+        if self.frame.statistics != "batch":
+            logits, geometry = native_logits(self.teacher, images)  # type: ignore[arg-type]
+        else:
+            with own_statistics(self.teacher):
+                logits, geometry = native_logits(self.teacher, images)  # type: ignore[arg-type]
+        return logits.float(), geometry
+
+    @torch.no_grad()
+    def _believed(self, raw: Tensor, images: Tensor) -> Tensor:
+        """The teacher's logits (B,C,h,w) as the user's corrections leave them."""
+        if self.label_correction is None:
+            return raw
+        return torch.stack([self.label_correction(*pair) for pair in zip(raw, images, strict=True)])
+
+    def _lesson(self, view: View, believed: Tensor, batch: Batch) -> Taught:
+        """What target pixels are taught: by the last plugin that says so, else by the teacher."""
+        lesson = Taught(view.teacher_labels)
+        if self.frame.labels != "hard" and self._step >= self.frame.hard_steps:
+            lesson = taught(view.dense(believed), self.frame.labels, self._generator(batch, _SAMPLE))
+        for plugin in self.openings:
+            if self._step >= max(self.frame.hard_steps, plugin.warm_up_steps):
+                soft = plugin.targets(view, believed)
+                lesson = lesson if soft is None else Taught(soft.argmax(dim=1), soft.detach())
+        return lesson
+
+    def _mix_loss(self, logits: Tensor, lesson: Taught, view: View) -> Tensor:
+        labels = mixed(view.source_labels[:, None], lesson.labels[:, None], view.masks)[:, 0]
+        logits = self._corrected(logits, labels, view.masks)
+        return weighted_cross_entropy(logits, labels, view.weights, soft=lesson.soft, hard=view.masks[:, 0])
+
+    def _corrected(self, logits: Tensor, labels: Tensor, domain: Tensor) -> Tensor:
+        for plugin in self.openings:
+            logits = plugin.correct(logits, labels, domain)
+        return logits
+
+    def _masked_term(self, view: View, lesson: Taught, batch: Batch) -> Tensor:
+        masking = self.frame.masking
+        images = self._strengthened(view.target_images, batch, _STRENGTHEN_MASKED)
+        size = (images.shape[0], images.shape[2], images.shape[3])
+        block = masking.block or max(1, size[1] // 8)
+        shown = block_masks(size, block, masking.ratio, self._generator(batch, _MASK)).to(images.device)
+        hidden = getattr(self.network, "mean", None)  # what the network's normalisation makes 0
+        images = torch.where(shown, images, images.mean(dim=(2, 3), keepdim=True) if hidden is None else hidden)
+        logits = dense_logits(self.network, images)  # type: ignore[arg-type]
+        soft = lesson.soft if masking.labels == "same" else None
+        labels = lesson.labels if masking.labels == "same" else view.teacher_labels
+        return masking.weight * weighted_cross_entropy(logits, labels, view.target_weights, soft=soft)
+
+
+def check_sizes(source: tuple[int, ...], target: tuple[int, ...]) -> None:
+    """Raise DataError where images of these sizes (H,W) cannot be mixed."""
+    if source != target:
+        raise DataError(
+            f"the domains are mixed, but their images are {source[0]}x{source[1]} and {target[0]}x{target[1]} "
+            "(height x width)",
+            "set source.size and target.size to the same, or adapt.self_training.augment.crop",
+        )
+
+
+def _of_one_size(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Source images, their labels, target images."""
+    assert batch.source_images is not None
+    assert batch.source_labels is not None
+    assert batch.target_images is not None
+    check_sizes(tuple(batch.source_images.shape[-2:]), tuple(batch.target_images.shape[-2:]))
+    return batch.source_images, batch.source_labels, batch.target_images
+
+
+class _Parted:
+    """A network whose pass stops at the features on its way, where it has a way to stop there."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self.num_classes = int(getattr(network, "num_classes", 0))
+        self.stride, self.divisor = int(getattr(network, "stride", 1)), int(getattr(network, "divisor", 1))
+        self.align_corners = bool(getattr(network, "align_corners", False))
+        self.features: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        extract, classify = (getattr(self._network, name, None) for name in ("features", "classify"))
+        if extract is None or classify is None:
+            logits: Tensor = self._network(images)
+            return logits
+        features: Tensor = extract(images)
+        self.features = features.detach()
+        classified: Tensor = classify(features)
+        return classified
