@@ -6,8 +6,10 @@
 
 FOLDER holds the configuration and the run of one pair. For each network, the source's and the one after AdaBN, logits
 of the target's train and test images are written; prototypes are counted on the train images, calibrators fitted as
-`calseg calibrate` does by default (on the labelled source validation split; pseudocal on unlabelled target images; the
-oracle on labels of the target's test split, to show what nobody can have). All are measured on the target's test split.
+`calseg calibrate` does by default (on the labelled source validation split; pseudocal on unlabelled target images;
+dacal on these and the source's train and validation splits; the oracle on labels of the target's test split, to show
+what nobody can have). "temperature, source's statistics" is fitted on the source's network, whichever is corrected. All
+are measured on the target's test split.
 
 Each record: pair, network, method, seed, labels, miou, macc, ece, nll with 95 % intervals over images, and the paired
 difference to the uncorrected network. Labels of the target measure and fit the oracle, nothing else. The commands are
@@ -16,6 +18,7 @@ those a person would type; a failed one is recorded with what it said.
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -35,7 +38,9 @@ PROTOTYPES = {
 }
 CALIBRATORS = {
     "temperature": ("--method", "temperature"),
+    "temperature, source's statistics": ("--method", "temperature", "--checkpoint", "pretrain"),
     "pseudocal": ("--method", "pseudocal"),
+    "dacal": ("--method", "dacal"),
     "vector": ("--method", "vector"),
     "selective": ("--method", "selective"),
     "meta": ("--method", "meta"),
@@ -76,7 +81,7 @@ class Study:
         return found
 
     def _file(self, network: str, method: str) -> str:
-        return str(self.work / f"{self.pair}-{network}-{method.replace(' ', '_').replace(':', '').replace(',', '')}.h5")
+        return str(self.work / f"{self.pair}-{network}-{re.sub(r'[^-.0-9A-Za-z]+', '_', method)}.h5")
 
     def _tried(
         self, network: str, method: str, words: tuple[str, ...], flag: tuple[str, str], logits: str

@@ -19,7 +19,7 @@ def calibrate(
     session: Session,
     *,
     method: Annotated[
-        str | None, typer.Option(help="temperature, vector, local, selective, pseudocal or meta.")
+        str | None, typer.Option(help="temperature, vector, local, selective, pseudocal, meta or dacal.")
     ] = None,
     checkpoint: Checkpoint = None,
     logits: Annotated[
@@ -27,7 +27,9 @@ def calibrate(
     ] = None,
     on: Annotated[
         str | None,
-        typer.Option(help="Whose labels: source, or target as an oracle. pseudocal: images.", rich_help_panel=INPUT),
+        typer.Option(
+            help="Whose labels: source, or target as an oracle. pseudocal, dacal: images.", rich_help_panel=INPUT
+        ),
     ] = None,
     split: Split = None,
     max_items: MaxItems = None,
@@ -51,6 +53,15 @@ def calibrate(
         int | None, typer.Option(help="local, selective: passes over the images.", rich_help_panel=PANEL)
     ] = None,
     lr: Annotated[float | None, typer.Option(help="local, selective: learning rate.", rich_help_panel=PANEL)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="dacal: steps of the temperature network.", rich_help_panel=PANEL)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="dacal: images of each domain a step.", rich_help_panel=PANEL)
+    ] = None,
+    statistics: Annotated[
+        str | None, typer.Option(help="dacal: batch norm of mixes: batch or running.", rich_help_panel=PANEL)
+    ] = None,
     name: Name = None,
     seed: Seed = None,
     device: Device = None,
@@ -58,7 +69,7 @@ def calibrate(
     out: Out = None,
     force: Force = False,
 ) -> None:
-    """Fit a calibrator of a network's confidence on labels of the source's validation split; pseudocal needs no label.
+    """Fit a calibrator of a network's confidence on labels of the source; pseudocal needs no label.
 
     Example: calseg calibrate --method temperature
     """
@@ -76,6 +87,9 @@ def calibrate(
             "calibrate.positive": positive,
             "calibrate.epochs": epochs,
             "calibrate.lr": lr,
+            "calibrate.steps": steps,
+            "calibrate.batch_size": batch_size,
+            "calibrate.statistics": statistics,
             "name": name,
             "seed": seed,
             "device": device,

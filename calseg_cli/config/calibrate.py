@@ -15,14 +15,14 @@ Rate = Annotated[Float, Field(gt=0, le=10)]
 class Calibrate(Section):
     """How a calibrator of a network's logits is fitted."""
 
-    method: Literal["temperature", "vector", "local", "selective", "pseudocal", "meta"] = key(
-        "temperature", "Which calibrator: temperature, vector, local, selective, pseudocal or meta."
+    method: Literal["temperature", "vector", "local", "selective", "pseudocal", "meta", "dacal"] = key(
+        "temperature", "Which calibrator: temperature, vector, local, selective, pseudocal, meta or dacal."
     )
     on: DomainRole | None = key(
-        None, "Whose images: source, or target (an oracle, with labels); null: source, and target for pseudocal."
+        None, "Whose images: source, or target (an oracle, with labels); null: source, and target for pseudocal, dacal."
     )
     split: Split | None = key(
-        None, "Split: train, val or test; null: val of the source, test for an oracle, train for pseudocal."
+        None, "Split: train, val or test; null: val of the source, test for an oracle, train for pseudocal and dacal."
     )
     max_items: Annotated[Int, Field(ge=1)] | None = key(None, "Only the first N images; null for all.")
     penalty: Least = key(1e-4, "vector: weight of the squared distance to factors 1 and offsets 0; not below 0.")
@@ -39,3 +39,10 @@ class Calibrate(Section):
     )
     epochs: Annotated[Int, Field(ge=1)] = key(10, "local, selective: passes over the images in training.")
     lr: Rate = key(1e-3, "local, selective: learning rate of Adam; above 0, at most 10.")
+    steps: Annotated[Int, Field(ge=1, le=1_000_000)] = key(
+        120, "dacal: steps of the temperature network, whose other options are those of adapt.dacal; at least 1."
+    )
+    batch_size: Annotated[Int, Field(ge=1)] = key(4, "dacal: images of each domain a step; at least 1.")
+    statistics: Literal["batch", "running"] = key(
+        "batch", "dacal: batch norm of mixed images: by the batch at hand, or running, as the network predicts."
+    )

@@ -1,6 +1,7 @@
 """Owns the table of calibrators: what `calseg calibrate --method` can name, and which class reads its artifact."""
 
 from calseg_cli.methods.calibrator import Calibrator
+from calseg_cli.methods.dacal_calibrator import DACalCalibrator
 from calseg_cli.methods.local_temperature import LocalTemperature
 from calseg_cli.methods.metacal import MetaCal
 from calseg_cli.methods.pseudocal import PseudoCal
@@ -9,8 +10,20 @@ from calseg_cli.methods.temperature import Temperature
 from calseg_cli.methods.vector_scaling import VectorScaling
 
 CALIBRATORS: dict[str, type[Calibrator]] = {
-    kind.method: kind for kind in (Temperature, VectorScaling, LocalTemperature, SelectiveScaling, PseudoCal, MetaCal)
+    kind.method: kind
+    for kind in (
+        Temperature,
+        VectorScaling,
+        LocalTemperature,
+        SelectiveScaling,
+        PseudoCal,
+        MetaCal,
+        DACalCalibrator,
+    )
 }
 
 LABEL_FREE = frozenset({PseudoCal.method})
 """Methods that are fitted on images of the target alone; the others need labels."""
+
+FOR_TARGET = LABEL_FREE | {DACalCalibrator.method}
+"""Methods that look at images of the target and open no label of it, whatever they need of the source."""

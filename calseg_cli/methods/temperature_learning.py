@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
+from calseg_cli.engine.forward import pad_to_divisor
 from calseg_cli.methods.hypergradient import (
     Level,
     covariance_gradient,
@@ -172,10 +173,11 @@ class TemperatureLearner(nn.Module):
     def _through_network(self, student: nn.Module, inner: Mixed, targets: Tensor, outer: Mixed) -> Tensor:
         assert inner.images is not None
         assert outer.images is not None
+        divisor = int(getattr(student, "divisor", 1))
         return finite_difference_direction(
             student,
-            Level(inner.images, targets, inner.weights),
-            Level(outer.images, outer.one_hot(self.classes), outer.weights),
+            Level(pad_to_divisor(inner.images, divisor)[0], targets, inner.weights),
+            Level(pad_to_divisor(outer.images, divisor)[0], outer.one_hot(self.classes), outer.weights),
             step_size=self.learning.step_size,
         )
 

@@ -16,10 +16,11 @@ from calseg_cli.engine.infer import Prediction
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError, DataError, disk_errors
 from calseg_cli.methods.calibrator import Calibrator
-from calseg_cli.methods.calibrators import LABEL_FREE
+from calseg_cli.methods.calibrators import FOR_TARGET, LABEL_FREE
 from calseg_cli.methods.scenes import GRID
 from calseg_cli.metrics.scores import Scores, read_scores
 from calseg_cli.report.wording import number
+from calseg_cli.stages.calibrate_dacal import FrozenFit
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.corrections import write_correction
 from calseg_cli.stages.domains import open_domain
@@ -52,10 +53,16 @@ class Calibrated:
         """What the artifact tells of its origin."""
         return self.calibrator.facts()
 
+    @property
+    def _place(self) -> str:
+        """What the scores are of."""
+        fitted = f"what it was fitted on: {self.facts['fitted_on']}"
+        return str(self.facts.get("measured_on", fitted))
+
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Title, headers and rows: scores before and after, then what was fitted."""
         oracle = "ORACLE, " if self.calibrator.oracle else ""
-        title = f"{oracle}{self.facts['method']}, measured on what it was fitted on: {self.facts['fitted_on']}"
+        title = f"{oracle}{self.facts['method']}, measured on {self._place}"
         before, after = (vars(scores) for scores in (self.before, self.after))
         scores = [[name, number(before[name], decimals=5), number(after[name], decimals=5)] for name in _SHOWN]
         found = {**self.calibrator.parameters(), **self.facts["fit"]}
@@ -70,7 +77,7 @@ class Calibrated:
             "digest": self.digest,
             **self.facts,
             "parameters": self.calibrator.parameters(),
-            "measured_on": "the data it was fitted on",
+            "measured_on": self.facts.get("measured_on", "the data it was fitted on"),
             "before": {name: before[name] for name in _SHOWN},
             "after": {name: after[name] for name in _SHOWN},
         }
@@ -90,7 +97,11 @@ def calibrate(
     _check_options(resolved, checkpoint, logits)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     with memory_errors(OUT_OF_MEMORY):
-        origin = _from_network(resolved, checkpoint) if logits is None else _from_artifact(resolved, logits, progress)
+        origin = (
+            _from_network(resolved, checkpoint, progress)
+            if logits is None
+            else _from_artifact(resolved, logits, progress)
+        )
         target = out or origin.target
         if target.exists() and not force:
             raise ArtifactError(f"{target} exists already", "--force replaces it, -o names another file")
@@ -122,7 +133,8 @@ def _fit(origin: "_Origin", resolved: Resolved, target: Path, progress: Progress
     with work as folder:
         data = origin.data(Path(folder), progress)
         progress.start("fitting", 1)
-        job = Job(data.scenes, config.calibrate, config.seed, _told_of(origin, resolved, len(data)))
+        told = _told_of(origin, resolved, len(data))
+        job = Job(data.scenes, config.calibrate, config.seed, told, origin.frozen)
         calibrator = fit_calibrator(job)
         progress.finish()
         names = origin.road.class_names
@@ -132,7 +144,7 @@ def _fit(origin: "_Origin", resolved: Resolved, target: Path, progress: Progress
 
 @dataclass(frozen=True)
 class _Origin:
-    """What is fitted on: a road to logits of one split, and for PseudoCal the mixer in the place of labels."""
+    """What is fitted on: a road to logits of one split; PseudoCal's mixer and DA-Cal's fit have data of their own."""
 
     road: Road
     domain: str
@@ -141,11 +153,12 @@ class _Origin:
     device: str
     method: str
     mixer: Mixer | None = None
+    frozen: FrozenFit | None = None
 
     @property
     def oracle(self) -> bool:
         """Whether labels of the target are opened."""
-        return self.domain == "target" and self.mixer is None
+        return self.domain == "target" and self.method not in FOR_TARGET
 
     @property
     def place(self) -> str:
@@ -159,30 +172,36 @@ class _Origin:
         return "target: oracle" if self.oracle else "source"
 
     def data(self, folder: Path, progress: Progress) -> FittingData:
-        """All of it, laid down in `folder`."""
+        """All of it, laid down in `folder`; of DA-Cal what is measured."""
         if not len(self.road.dataset):
             raise DataError(f"there are no images in {self.place}", "check the domain's root and splits")
         if self.mixer is not None:
             return self.mixer.data(folder, progress)
+        if self.frozen is not None:
+            return labelled_data(self.frozen.road, folder, progress, pictures=False)
         return labelled_data(self.road, folder, progress, pictures=self.method == "local")
 
 
-def _from_network(resolved: Resolved, checkpoint: str | None) -> _Origin:
+def _from_network(resolved: Resolved, checkpoint: str | None, progress: Progress) -> _Origin:
     config, options, run = resolved.config, resolved.config.calibrate, run_folder(resolved)
     path = find_network(run, checkpoint)
     device = choose_device(config.device)
     loaded = load_network(path, device, resolved)
-    label_free = options.method in LABEL_FREE
-    domain = options.on or ("target" if label_free else "source")
-    split = options.split or ("train" if label_free else "test" if domain == "target" else "val")
+    closed = options.method in FOR_TARGET
+    domain = options.on or ("target" if closed else "source")
+    split = options.split or ("train" if closed else "test" if domain == "target" else "val")
     dataset = open_domain(resolved, domain, loaded.class_names).dataset(
-        split, with_labels=not label_free, max_items=options.max_items
+        split, with_labels=not closed, max_items=options.max_items
     )
     road = NetworkRoad(loaded, dataset, config.predict, device=device, workers=config.workers)
-    mixer = Mixer(loaded, dataset, config.predict, device, options.mix, config.seed) if label_free else None
     name = f"{short_name(path, run)}-{options.method}-{domain}-{split}"
-    target = _target(resolved, name, oracle=domain == "target" and not label_free)
-    return _Origin(road, domain, split, target, str(device), options.method, mixer)
+    target = _target(resolved, name, oracle=domain == "target" and not closed)
+    origin = _Origin(road, domain, split, target, str(device), options.method)
+    if options.method == "dacal":
+        return replace(origin, frozen=FrozenFit(resolved, loaded, dataset, device, progress))
+    if options.method in LABEL_FREE:
+        return replace(origin, mixer=Mixer(loaded, dataset, config.predict, device, options.mix, config.seed))
+    return origin
 
 
 def _from_artifact(resolved: Resolved, path: Path, progress: Progress) -> _Origin:
@@ -217,8 +236,12 @@ def _check_options(resolved: Resolved, checkpoint: str | None, logits: Path | No
     method = resolved.config.calibrate.method
     if checkpoint is not None and logits is not None:
         raise ConfigError("--checkpoint and --logits exclude each other", "give the one that is to be calibrated")
-    if method in LABEL_FREE and logits is not None:
+    if method in FOR_TARGET and logits is not None:
         raise ConfigError(f"{method} mixes images, so it needs the network", "give --checkpoint in place of --logits")
+    if method == "dacal" and resolved.config.calibrate.on == "source":
+        raise ConfigError(
+            "dacal calibrates for the target: on source has no meaning", "leave it out, or take another method"
+        )
     for name in sorted({option for options in USES.values() for option in options} - set(USES[method])):
         flag = f"--{name.replace('_', '-')}"
         if resolved.sources.get(f"calibrate.{name}", "") == flag:
@@ -228,18 +251,18 @@ def _check_options(resolved: Resolved, checkpoint: str | None, logits: Path | No
 
 def _told_of(origin: _Origin, resolved: Resolved, images: int) -> dict[str, Any]:
     """What the artifact tells of where the calibrator is from."""
-    options = resolved.config.calibrate
-    what = f"{images} mixes of two images" if origin.mixer is not None else f"{images} images"
-    return {
-        "fitted_on": f"{origin.place}, {what}",
+    options, frozen = resolved.config.calibrate, origin.frozen
+    told: dict[str, Any] = {
+        "fitted_on": f"{origin.place}, {images} {'images' if origin.mixer is None else 'mixes of two images'}",
         "domain": origin.domain,
         "split": origin.split,
         "images": images,
         "labels": origin.labels,
-        "grid": _MIXES if origin.mixer is not None else GRID,
+        "grid": GRID if origin.mixer is None else _MIXES,
         "options": {name: getattr(options, name) for name in USES[options.method]},
         "seed": resolved.config.seed,
     }
+    return told if frozen is None else {**told, **frozen.told(told["options"])}
 
 
 def _protocol(origin: _Origin) -> dict[str, Any]:

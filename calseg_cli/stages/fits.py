@@ -14,6 +14,7 @@ from calseg_cli.methods.scenes import Scenes
 from calseg_cli.methods.selective_scaling import SelectiveScaling, fit_wrong_temperature, train_judge
 from calseg_cli.methods.temperature import Fit, Temperature, fit_temperature
 from calseg_cli.methods.vector_scaling import VectorScaling, fit_vector
+from calseg_cli.stages.calibrate_dacal import FrozenFit
 
 USES: dict[str, tuple[str, ...]] = {
     "temperature": (),
@@ -22,18 +23,23 @@ USES: dict[str, tuple[str, ...]] = {
     "selective": ("wrong_temperature", "epochs", "lr"),
     "pseudocal": ("mix",),
     "meta": ("miscoverage", "target_accuracy"),
+    "dacal": ("steps", "batch_size", "statistics"),
 }
 """The options of the section that each method looks at."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a fit is given: the images, the options, the seed, and what its artifact tells of its origin."""
+    """What a fit is given: the images, the options, the seed, and what its artifact tells of its origin.
+
+    `frozen` is what dacal learns on in place of the images.
+    """
 
     scenes: Scenes
     options: Calibrate
     seed: int
     origin: Mapping[str, Any]
+    frozen: FrozenFit | None = None
 
     def told(self, **outcome: Any) -> dict[str, Any]:
         """The origin with what the fit found."""
@@ -92,6 +98,12 @@ def _local(job: Job) -> Calibrator:
     return LocalTemperature(tree, job.told(status="trained", epochs=options.epochs))
 
 
+def _dacal(job: Job) -> Calibrator:
+    if job.frozen is None:
+        raise ValueError("dacal needs the network")
+    return job.frozen.fit(job.origin)
+
+
 def _outcome(fit: Fit) -> dict[str, Any]:
     return {"status": fit.status, "passes": fit.passes, "pixels": fit.pixels}
 
@@ -103,4 +115,5 @@ _FITS: dict[str, Callable[[Job], Calibrator]] = {
     "selective": _selective,
     "pseudocal": _pseudocal,
     "meta": _meta,
+    "dacal": _dacal,
 }

@@ -14,6 +14,7 @@ MADE = "runs/sample/5-calibrate/pretrain-temperature-source-val.h5"
 QUICK = {
     "local": ("--epochs", "1"),
     "selective": ("--epochs", "1", "--wrong-temperature", "2"),
+    "dacal": ("--steps", "2"),
 }
 
 
@@ -105,6 +106,13 @@ def test_pseudocal_needs_neither_the_source_nor_a_label(folder, calseg):
     assert ran.json["labels"] == "none"
 
 
+def test_dacal_opens_labels_of_the_source_alone(folder, opened):
+    seen = labels(opened(folder, "calibrate", "--method", "dacal", "--steps", "1", "--max-items", "5"))
+    assert any("source/train" in path for path in seen)
+    assert any("source/val" in path for path in seen)
+    assert not any("target" in path for path in seen)
+
+
 def test_the_others_open_labels_of_the_source_alone(folder, opened):
     seen = labels(opened(folder, "calibrate", "--method", "temperature", "--force", "--max-items", "3"))
     assert seen
@@ -122,6 +130,40 @@ def test_an_oracle_says_so_everywhere(folder, calseg):
     assert "oracle" in json.dumps(done.json["protocol"])
 
 
+# DA-Cal
+
+
+def test_dacal_tells_what_judged_it_and_what_became_of_the_target(folder, calseg):
+    for closed in (folder / "data/target").glob("*/labels"):
+        shutil.rmtree(closed)
+    words = ("calibrate", "--method", "dacal", "--steps", "2", "--set", "adapt.dacal.width=4", "--json")
+    ran = calseg(*words, cwd=folder)
+    assert ran.code == 0, ran.err
+    told = ran.json
+    assert told["artifact"] == "runs/sample/5-calibrate/pretrain-dacal-target-train.h5"
+    assert (told["domain"], told["split"], told["labels"]) == ("target", "train", "source")
+    assert told["measured_on"].startswith("source val, ")
+    assert told["measured_on"].endswith("whose labels judged it")
+    assert (told["options"]["steps"], told["options"]["width"]) == (2, 4)
+    fit = told["fit"]
+    assert (fit["target_temperature_mean"] > 1) == (fit["target_confidence_after"] < fit["target_confidence_before"])
+    assert fit["target_temperature_q05"] <= fit["target_temperature_q50"] <= fit["target_temperature_q95"]
+    with open_artifact(folder / told["artifact"], "calibrator") as artifact:
+        assert artifact.digest == told["digest"]
+        assert list(artifact.meta["provenance"]["parents"]) == ["checkpoint"]
+        assert artifact.meta["protocol"]["labels_used_for"] == "fitting: source"
+    table = calseg(*words[:-1], "--force", cwd=folder)
+    assert "dacal, measured on source val" in table.out
+    again = calseg(*words, "--force", cwd=folder)
+    assert again.json["digest"] == told["digest"]
+    assert calseg("predict", "--calibrator", told["artifact"], "--max-items", "2", cwd=folder).code == 0
+
+
+def test_dacal_without_a_source_is_one_line(folder, calseg):
+    shutil.rmtree(folder / "data/source/val")
+    assert "source" in failed(calseg("calibrate", "--method", "dacal", cwd=folder), 4)
+
+
 # Mistakes
 
 
@@ -137,6 +179,13 @@ def test_an_oracle_says_so_everywhere(folder, calseg):
         (("--logits", MADE), 3, "calibrator, not logits"),
         (("--checkpoint", "nowhere"), 3, "nowhere"),
         (("--method", "pseudocal", "--max-items", "1"), 2, "two images"),
+        (("--steps", "5"), 2, "--steps has no effect"),
+        (("--method", "dacal", "--lr", "0.1"), 2, "--lr has no effect with --method dacal"),
+        (("--method", "dacal", "--steps", "0"), 2, "calibrate.steps"),
+        (("--method", "dacal", "--statistics", "mine"), 2, "calibrate.statistics"),
+        (("--method", "dacal", "--on", "source"), 2, "dacal calibrates for the target"),
+        (("--method", "dacal", "--logits", "x.h5"), 2, "needs the network"),
+        (("--method", "dacal", "--set", "target.size=[48, 64]"), 4, "images are"),
     ],
 )
 def test_mistakes_are_one_line(folder, calseg, words, code, told):

@@ -9,7 +9,8 @@ import torch
 from scipy.optimize import minimize
 
 from calseg_cli.errors import ArtifactError, ConfigError, DataError
-from calseg_cli.methods.calibrators import CALIBRATORS, LABEL_FREE
+from calseg_cli.methods.calibrators import CALIBRATORS, FOR_TARGET, LABEL_FREE
+from calseg_cli.methods.dacal_calibrator import DACalCalibrator
 from calseg_cli.methods.local_temperature import LocalTemperature, TemperatureTree, train_tree
 from calseg_cli.methods.metacal import BINS, EntropyCounts, MetaCal, count_entropies, entropy_steps, fit_metacal
 from calseg_cli.methods.pseudocal import PseudoCal, mixed, mixed_label, mixing_pairs
@@ -21,6 +22,7 @@ from calseg_cli.methods.selective_scaling import (
     train_judge,
 )
 from calseg_cli.methods.temperature import Temperature, find_temperature, fit_temperature, sums_at
+from calseg_cli.methods.temperature_network import TemperatureNetwork
 from calseg_cli.methods.vector_scaling import VectorScaling, VectorSums, find_vector, fit_vector, vector_sums
 from calseg_cli.metrics.grid import bilinear_grid
 
@@ -56,6 +58,14 @@ def mean_loss(z, y):
     return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), y]))
 
 
+def temperatures():
+    """A temperature network that is not at its start."""
+    network = TemperatureNetwork(CLASSES, width=4).requires_grad_(False)
+    network.layers[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    network.level.fill_(0.3)
+    return network
+
+
 MADE = {
     "temperature": lambda: Temperature(1.7),
     "pseudocal": lambda: PseudoCal(0.8),
@@ -63,6 +73,7 @@ MADE = {
     "meta": lambda: MetaCal(40000, 1.3),
     "selective": lambda: SelectiveScaling(train_judge(scenes, epochs=1, lr=1e-2, seed=0), 5.0),
     "local": lambda: LocalTemperature(TemperatureTree(CLASSES, seed=3).requires_grad_(False)),
+    "dacal": lambda: DACalCalibrator(temperatures()),
 }
 
 
@@ -71,7 +82,7 @@ MADE = {
 
 def test_every_calibrator_is_made_here():
     assert set(MADE) == set(CALIBRATORS)
-    assert set(CALIBRATORS) >= LABEL_FREE
+    assert set(CALIBRATORS) >= FOR_TARGET > LABEL_FREE
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -111,7 +122,7 @@ def test_the_class_of_every_cell_is_kept(name):
 
 def test_only_those_that_promise_it_keep_the_class():
     assert {name for name, kind in CALIBRATORS.items() if kind.keeps_argmax} == {
-        "temperature", "pseudocal", "local", "selective"
+        "temperature", "pseudocal", "local", "selective", "dacal"
     }  # fmt: skip
 
 
@@ -128,7 +139,7 @@ def test_broken_arrays_are_refused_in_one_line(name):
             assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("name", ["vector", "selective", "local"])
+@pytest.mark.parametrize("name", ["vector", "selective", "local", "dacal"])
 def test_another_number_of_classes_is_refused(name):
     with pytest.raises(ArtifactError, match="classes"):
         MADE[name]()(torch.zeros(CLASSES + 1, 6, 8), torch.zeros(3, 24, 32))

@@ -189,3 +189,18 @@ def test_a_network_without_a_last_layer_of_its_own(network):
 def test_an_option_that_is_none(network):
     with pytest.raises(TypeError, match="unheard"):
         build_dacal(network, unheard=1)
+
+
+@pytest.mark.parametrize("route", ["solved", "network"])
+def test_images_that_the_network_has_padded(network, make_batch, route):
+    """16x20 images for a network that wants multiples of 7: cells beyond the image judge and teach nothing."""
+    network.divisor = 7
+    method = dacal(network, route=route)
+    terms = run(method, make_batch, range(2))
+    assert all(torch.isfinite(term) for term in terms.values())
+    view, _, _ = method._see(make_batch(2))
+    assert view.geometry.pad == (5, 1)
+    for mix in (method.openings[0]._inner(view), method.openings[0]._outer(view)):
+        assert mix.weights.shape == view.teacher_logits[:, 0].shape
+        assert not mix.weights[:, -2:].any()
+        assert bool((mix.labels[:, -2:] == 255).all())
