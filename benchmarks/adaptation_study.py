@@ -1,4 +1,4 @@
-"""Owns the comparison of adaptations on trained runs: what docs/results/calsfda.json holds.
+"""Owns the comparison of adaptations on trained runs: what docs/results/calsfda.json and dacal.json hold.
 
     calseg init --sample camvid_day_to_dusk && calseg pretrain && calseg train-valuenet
     python benchmarks/adaptation_study.py FOLDER [FOLDER ...] --out docs/results/calsfda.json
@@ -7,8 +7,8 @@
 FOLDER holds the configuration and the run of one pair. Each method adapts the source network to the target's images
 under a run name of its own and is measured on the target's test split; every record has pair, method, seed, miou, macc,
 ece, nll with 95 % intervals over images and the paired difference to AdaBN. Labels of the target measure, nothing else.
-`--seeds` adapts with those seeds from the one source network; `--methods` picks from the list. What is there already is
-not done again, so a stopped study goes on. The commands are those a person would type.
+Without `--methods` those of docs/calsfda.md are run. `--seeds` adapts with those seeds from the one source network.
+What is there already is not done again, so a stopped study goes on. The commands are those a person would type.
 """
 
 import argparse
@@ -26,6 +26,9 @@ LAST = ("--choose", "last")
 PAPER = tuple(
     word for setting in ("settle=false", "trust=1.0", "portion=0.15") for word in ("--set", f"adapt.calsfda.{setting}")
 )
+ONE_STEP = tuple(
+    word for setting in ("route=last-layer", "outer=source+hard") for word in ("--set", f"adapt.dacal.{setting}")
+)
 METHODS: dict[str, tuple[str, ...]] = {
     "source-only": (),
     "adabn": ("--method", "adabn"),
@@ -42,7 +45,23 @@ METHODS: dict[str, tuple[str, ...]] = {
     "calsfda/portion-0.15": ("--method", "calsfda", "--portion", "0.15"),
     "calsfda/portion-0.6": ("--method", "calsfda", "--portion", "0.6"),
     "calsfda/two-rounds": ("--method", "calsfda", "--rounds", "2", *LAST),
+    "self-training-hard": ("--method", "self-training"),
+    "self-training-soft": ("--method", "self-training", "--labels", "soft"),
+    "self-training-hard/daformer": ("--method", "self-training", "--base", "daformer"),
+    "self-training-hard/mic": ("--method", "self-training", "--base", "mic"),
+    "dacal": ("--method", "dacal"),
+    "dacal/daformer": ("--method", "dacal", "--base", "daformer"),
+    "dacal/mic": ("--method", "dacal", "--base", "mic"),
+    "dacal/last-layer": ("--method", "dacal", "--set", "adapt.dacal.route=last-layer"),
+    "dacal/network": ("--method", "dacal", "--set", "adapt.dacal.route=network"),
+    "dacal/one-step": ("--method", "dacal", *ONE_STEP),
+    "dacal/outer-source": ("--method", "dacal", "--set", "adapt.dacal.outer=source"),
+    "dacal/outer-source+hard": ("--method", "dacal", "--set", "adapt.dacal.outer=source+hard"),
+    "dacal/same-mask": ("--method", "dacal", "--set", "adapt.dacal.mask=same"),
+    "dacal/half-hard": ("--method", "dacal", "--set", "adapt.dacal.hard_share=0.5"),
+    "dacal/hard-complement": ("--method", "dacal", "--set", "adapt.dacal.hard_weight=1"),
 }
+ONE_PAPER = ("source-only", "adabn", "tent", "cbst", *(name for name in METHODS if name.startswith("calsfda")))
 BASELINE = "adabn"
 
 
@@ -118,7 +137,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
     parser.add_argument("--out", type=Path, default=Path("docs/results/calsfda.json"))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(ONE_PAPER), metavar="METHOD")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--resamples", type=int, default=1000)
     options = parser.parse_args()
