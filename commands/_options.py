@@ -39,6 +39,10 @@ Force = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.", rich_help_panel=OUTPUT)]
+Tensorboard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Also log for TensorBoard, in the stage's folder.", rich_help_panel=RUNTIME),
+]
 DryRun = Annotated[
     bool,
     typer.Option(

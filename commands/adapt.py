@@ -15,6 +15,7 @@ from calseg_cli.commands._options import (
     Resume,
     Seed,
     Split,
+    Tensorboard,
     Workers,
 )
 from calseg_cli.commands._session import Session
@@ -85,11 +86,19 @@ def adapt(
     keep: Annotated[
         str | None, typer.Option(help="Network to keep: student or teacher.", rich_help_panel=FRAME)
     ] = None,
+    visualize: Annotated[
+        int | None, typer.Option(help="Draw pictures of so many target images as it trains.", rich_help_panel=FRAME)
+    ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option("--oracle", help="For study: curves by labels of the target; stamped.", rich_help_panel=FRAME),
+    ] = False,
     valuenet: Annotated[
         Path | None, typer.Option(help="The value net; the run's own without it.", rich_help_panel=INPUT)
     ] = None,
     prototypes: Prototypes = None,
     calibrator: Calibrator = None,
+    tensorboard: Tensorboard = False,
     name: Name = None,
     seed: Seed = None,
     device: Device = None,
@@ -97,13 +106,14 @@ def adapt(
     resume: Resume = False,
     force: Force = False,
 ) -> None:
-    """Adapt a trained network to the target's unlabelled images. No label of the target is opened.
+    """Adapt a trained network to the target's unlabelled images. No label of the target is opened but by --oracle.
 
     Example: calseg adapt --method calsfda
     """
     common = {
         "adapt.method": method,
         "adapt.split": split,
+        "tensorboard": tensorboard or None,
         "name": name,
         "seed": seed,
         "device": device,
@@ -126,6 +136,8 @@ def adapt(
         "ema": ema,
         "quality": quality,
         "keep": keep,
+        "visualize": visualize,
+        "oracle": oracle or None,
     }
     resolved = session.load(common)
     resolved = session.load({**common, **_of_method(resolved, chosen)})

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from calseg_cli.commands._options import Device, Force, Name, Resume, Seed, Workers
+from calseg_cli.commands._options import Device, Force, Name, Resume, Seed, Tensorboard, Workers
 from calseg_cli.commands._session import Session
 
 PANEL = "Training"
@@ -37,6 +37,7 @@ def pretrain(
     ece_start_step: Annotated[
         int | None, typer.Option(help="Step from which it counts.", rich_help_panel=PANEL)
     ] = None,
+    tensorboard: Tensorboard = False,
     name: Name = None,
     seed: Seed = None,
     device: Device = None,
@@ -61,6 +62,7 @@ def pretrain(
             "pretrain.ece.start_step": ece_start_step,
             "network.name": network,
             "network.init": init,
+            "tensorboard": tensorboard or None,
             "name": name,
             "seed": seed,
             "device": device,

@@ -36,6 +36,7 @@ ONLY = {
     "pydantic": {"config"},
     "transformers": {"networks"},
     "numba": {"metrics"},
+    "tensorboard": {"stages"},
 }
 NEVER = {"torchvision", "timm", "segmentation_models_pytorch", "cv2", "albumentations", "kornia", "lightning", "pandas"}
 NO_TORCH = {"errors", "artifacts", "report", "config", "app", "commands"}

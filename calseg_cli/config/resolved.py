@@ -14,7 +14,7 @@ from calseg_cli.config.paths import portable, portable_init
 from calseg_cli.config.schema import Config, Network
 from calseg_cli.config.yaml_text import Key, flow_yaml
 
-_NOT_THE_RESULT = ("runs", "device", "workers")
+_NOT_THE_RESULT = ("runs", "device", "workers", "tensorboard")
 _COMMENT_COLUMN = 40
 
 

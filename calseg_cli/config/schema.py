@@ -123,6 +123,7 @@ class Config(Section):
     workers: Int = key(0, "Processes that read images; 0 reads in the main one.", ge=0, le=1024)
     threads: Annotated[Int, Field(ge=1, le=1024)] | None = key(None, "CPU threads of torch; null leaves it to torch.")
     deterministic: Bool = key(True, "Ask for kernels that give the same result each time.")
+    tensorboard: Bool = key(False, "Also log training as TensorBoard reads it; needs calseg[tracking].")
     source: Domain | None = key(None, "The labelled domain.")
     target: Domain | None = key(None, "The domain to carry the network to.")
     network: Network = section(Network, "Which network, and the weights it starts from.")

@@ -73,6 +73,16 @@ class SelfTraining(AdaptSteps):
     masked_labels: Literal["hard", "same"] = key(
         "hard", "mic: what masked images are taught: the teacher's classes, or the same as mixed ones."
     )
+    visualize: Int = key(0, "Target images of which pictures are drawn while it trains; 0 for none.", ge=0)
+    visualize_every: Int | None = key(
+        None, "Steps from picture to picture; null: at the end of warm-up, half way and at the end.", ge=1
+    )
+    oracle: Bool = key(False, "For study: curves by labels of the target. They change nothing; the result is stamped.")
+    oracle_every: Int | None = key(None, "Steps from one point of them to the next; null: a sixth of steps.", ge=1)
+    oracle_split: Literal["val", "test"] | None = key(
+        None, "The target's split that they are measured on: val or test; null: val, or test where there is no val."
+    )
+    oracle_images: Int = key(64, "Most images that they are measured on, the first ones; at least 1.", ge=1)
     strong: StrongAugment = section(StrongAugment, "How mixed images are varied.")
     augment: WeakAugment = section(WeakAugment, "How images are varied before they are mixed.")
 

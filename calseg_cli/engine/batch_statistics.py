@@ -52,6 +52,19 @@ def own_statistics(network: nn.Module) -> Iterator[None]:
             layer.training, layer.track_running_stats = training, True
 
 
+@contextmanager
+def predicting(network: nn.Module) -> Iterator[None]:
+    """Inside, all is as in evaluation mode but batch norm, which uses the batch at hand and keeps its buffers."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with own_statistics(network):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 class PooledStatistics(nn.Module):
     """Sums of what enters each batch-norm layer, as buffers: float64, so that order and number do not matter.
 

@@ -3,8 +3,7 @@
 Li et al. 2026, arXiv 2602.20860. The paper's full text is not public; docs/dacal.md says what is this project's.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.mixing import class_mix_masks, mixed
-from calseg_cli.engine.batch_statistics import own_statistics
+from calseg_cli.engine.batch_statistics import predicting
 from calseg_cli.engine.forward import native_logits
 from calseg_cli.errors import ConfigError
 from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
@@ -102,15 +101,23 @@ class DACal(Plugin):
         loss = weighted_cross_entropy(view.dense(logits), labels, weights)
         return {"complement": self.options.hard_weight * loss}
 
+    @torch.no_grad()
+    def temperatures(self, logits: Tensor, dense: Callable[[Tensor], Tensor]) -> Tensor:
+        """T (B,1,H,W) of the mean temperature network, which labels are softened by once the warm-up is over."""
+        average = self.learner.average.network
+        return average.temperature_of(dense(average.raw(logits)))
+
+    def pictures(self, view: View) -> dict[str, Tensor]:
+        """The outer mix, as the student's features there are judged."""
+        return {"outer mix": self._pasted(view, *self._judging(view))}
+
     def report(self) -> dict[str, float]:
         """The temperatures of the last step, and whether hard labels have taken over."""
         return {**self.learner.report(), "fallen_back": float(self.fallen)}
 
     @torch.no_grad()
     def _soft(self, view: View, logits: Tensor) -> Tensor:
-        average = self.learner.average.network
-        temperatures = average.temperature_of(view.dense(average.raw(logits)))
-        soft = calibrated(view.dense(logits), temperatures).softmax(dim=1)
+        soft = calibrated(view.dense(logits), self.temperatures(logits, view.dense)).softmax(dim=1)
         if not self.options.hard_share:
             return soft
         hard = F.one_hot(soft.argmax(dim=1), soft.shape[1]).permute(0, 3, 1, 2)
@@ -128,12 +135,14 @@ class DACal(Plugin):
         images, labels, masks = self._judging(view)
         taught = view.teacher_labels if self.options.outer.endswith("hard") else torch.full_like(labels, IGNORE)
         weights = mixed((labels != IGNORE).float(), view.target_weights * (taught != IGNORE), masks)
-        pasted = mixed(images, view.target_images, masks)
-        if self.options.strong:
-            pasted = view.augmentation(pasted, view.generator(_STRENGTHEN))
+        pasted = self._pasted(view, images, labels, masks)
         labels = mixed(labels[:, None], taught[:, None], masks)[:, 0]
         features = _features(view.student, pasted) if self.options.learning.route != "network" else pasted[:, :0]
         return Mixed(features, _on_grid(labels, view, IGNORE), _on_grid(weights, view), pasted)
+
+    def _pasted(self, view: View, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
+        pasted = mixed(images, view.target_images, masks)
+        return view.augmentation(pasted, view.generator(_STRENGTHEN)) if self.options.strong else pasted
 
     def _judging(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """Labelled images, their labels, and the masks (B,1,H,W) of where the outer mix shows them."""
@@ -169,23 +178,10 @@ def build_dacal(network: nn.Module, *, seed: int = 0, **options: Any) -> DACal:
     return DACal(network, DACalOptions(learning=learning, **chosen), seed=seed)
 
 
-@contextmanager
-def _predicting(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode but for batch norm, which uses the batch at hand and keeps its buffers; then as it was."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with own_statistics(network):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 @torch.no_grad()
 def _features(student: nn.Module, images: Tensor) -> Tensor:
     """The student's features (B,D,h,w) as it sees them in training, without a trace in it."""
-    with _predicting(student):
+    with predicting(student):
         parted = _FeaturesOnly(student)
         features, _ = native_logits(parted, images)
     return features

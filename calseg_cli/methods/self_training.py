@@ -19,7 +19,7 @@ from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.loader import Batch
 from calseg_cli.data.mixing import class_mix_masks, mixed
 from calseg_cli.data.strong_augmentation import StrongAugmentation
-from calseg_cli.engine.batch_statistics import own_statistics
+from calseg_cli.engine.batch_statistics import own_statistics, predicting
 from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.forward import dense_logits, native_logits, upsample_logits
 from calseg_cli.engine.method import Method
@@ -49,6 +49,15 @@ class Masking:
     ratio: float = 0.7
     weight: float = 1.0
     labels: Literal["hard", "same"] = "hard"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a step on a batch sees: the view, the teacher's corrected logits and the student's on the mix, (B,C,h,w)."""
+
+    view: View
+    believed: Tensor
+    student: Tensor
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,8 @@ class SelfTraining(Method):
         self.plugins = nn.ModuleList(plugins)
         self.distance = self._distance(reference)
         self.label_correction = label_correction
+        self.watch: Callable[[int], None] | None = None
+        """Called with the number of steps done, 0 before the first: to look and change nothing."""
         self._step = 0  # told before every step, so no memory
         self._seen: dict[str, Tensor] = {}  # of the last step, for the log
         self.train(self.training)
@@ -158,12 +169,16 @@ class SelfTraining(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Note the step."""
         self._step = step
+        if not step and self.watch is not None:
+            self.watch(0)
 
     def after_step(self, step: int) -> None:
         """The teacher moves, then what plugins keep."""
         move_average(self.teacher, self.network, decay_at(step, self.frame.ema))
         for plugin in self.openings:
             plugin.after_step(step)
+        if self.watch is not None:
+            self.watch(step + 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The step's terms. Raises DataError where the domains' images differ in size."""
@@ -214,6 +229,26 @@ class SelfTraining(Method):
             "target_share": 1 - masks.float().mean(),
         }
         return view, believed, logits
+
+    @torch.no_grad()
+    def look(self, batch: Batch) -> Look:
+        """What a step on this batch would see now; nothing changes, and what it draws follows from the batch's step.
+
+        Here the student predicts, with the statistics of the mix, as it does in training.
+        """
+        step, seen = self._step, self._seen
+        self._step = batch.step
+        try:
+            with predicting(self.network):
+                return Look(*self._see(batch))
+        finally:
+            self._step, self._seen = step, seen
+
+    @torch.no_grad()
+    def believed(self, images: Tensor) -> "tuple[Tensor, Geometry]":
+        """The teacher's corrected logits (B,C,h,w) on target images (B,3,H,W), and where they lie."""
+        raw, geometry = self._teacher_pass(images)
+        return self._believed(raw, images), geometry
 
     def report(self) -> dict[str, float]:
         """Of the last step: the target pixels' mean weight and confidence, their share in the mix; the plugins'."""

@@ -1,5 +1,6 @@
 """Owns what a method on the self-training frame may see of a step (View) and where it may act in it (Plugin)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -91,4 +92,15 @@ class Plugin(nn.Module):
 
     def report(self) -> dict[str, float]:
         """Numbers about the last step for the log."""
+        return {}
+
+    def temperatures(self, logits: Tensor, dense: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """What the teacher's logits (B,C,h,w) would be divided by, (B,1,H,W), or None. To look at only.
+
+        `dense` enlarges maps (B,.,h,w) to where the temperatures are wanted.
+        """
+        return None
+
+    def pictures(self, view: View) -> dict[str, Tensor]:
+        """Further images (B,3,H,W) in [0,1] of a step, by name; to look at only."""
         return {}

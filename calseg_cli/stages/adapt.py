@@ -41,8 +41,10 @@ from calseg_cli.stages.run_folder import (
 from calseg_cli.stages.self_training import build_method, open_source, train_on_both
 from calseg_cli.stages.target_training import Setting, remeasure, train_on_target
 from calseg_cli.stages.training import StageFolder, facts_of
+from calseg_cli.stages.training_oracle import open_labelled
 from calseg_cli.stages.value_nets import VALUE_NET, LoadedValueNet, load_value_net
 
+_MAY_CHANGE = ("pretrain.", "target.root", "adapt.self_training.visualize")
 OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
 
 
@@ -58,7 +60,8 @@ def adapt(
 ) -> Trained:
     """Adapt the run's source network (or `checkpoint`) to the target's images; no label of the target is opened.
 
-    Corrections act on the logits that pseudo-labels are made of. Raises ConfigError for what the method cannot use.
+    But for the curves of self-training that `oracle` asks for, which are measured beside it, and stamped. Corrections
+    act on the logits that pseudo-labels are made of. Raises ConfigError for what the method cannot use.
     """
     config = resolved.config
     name = config.adapt.method
@@ -76,19 +79,21 @@ def adapt(
     source = None
     if isinstance(method, SelfTraining):
         source = open_source(resolved, loaded.class_names, images, needs_held_out=method.needs_held_out)
+    labelled = open_labelled(resolved, domain)
     folder = run.adapt(name)
     others = {one.role: (one.digest, one.path) for one in corrections}
     if guide is not None:
         others["value_net"] = (guide.digest, guide.path)
     facts = {
         **facts_of(f"adapt-{name}", resolved, loaded, folder, others=others, device=device),
+        **({"labels_used_for": labelled.used_for} if labelled is not None else {}),
         "images": list_digest([item.id for item in images.items] + ([] if source is None else [source.digest])),
     }
     stage = StageFolder(
         folder,
         facts,
         resolved,
-        may_change=("pretrain.", "source." if source is None else "source.root", "target.root"),
+        may_change=(*_MAY_CHANGE, "source." if source is None else "source.root"),
         must_stay=("target.", "pretrain.channels_last"),
     )
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
@@ -106,7 +111,7 @@ def adapt(
         elif isinstance(method, RoundSelfTraining):
             Rounds(setting, stage, _own_options(resolved), guide=guide, corrections=corrections).run(resume=resume)
         elif isinstance(method, SelfTraining) and source is not None:
-            train_on_both(setting, stage, method, source, resume=resume)
+            train_on_both(setting, stage, method, source, labelled, resume=resume)
         else:
             _train(setting, method, stage, resume=resume)
         release(folder)

@@ -65,6 +65,7 @@ class NetworkRoad:
             "temperature": None,
             "network": str(loaded.checkpoint.facts.get("stage", "unknown")),
             "weights": "student",
+            **{name: value for name, value in loaded.checkpoint.facts.items() if name == "labels_used_for"},
         }
 
     def stream(self, indices: Sequence[int] | None = None) -> Iterator[Prediction]:

@@ -27,6 +27,8 @@ from calseg_cli.stages.networks import LoadedNetwork
 from calseg_cli.stages.run_folder import RESUME
 from calseg_cli.stages.target_training import Setting, remeasure, target_plan
 from calseg_cli.stages.training import StageFolder, augmentation, run_loop
+from calseg_cli.stages.training_oracle import Labelled
+from calseg_cli.stages.watching import watch
 
 _EVERY = 8
 """One source image in so many is held out of training where the source's val split is not to be used."""
@@ -178,9 +180,18 @@ def _label_correction(corrections: Sequence[Loaded]) -> Callable[[Tensor, Tensor
 
 
 def train_on_both(
-    setting: Setting, stage: StageFolder, method: SelfTraining, source: SourceImages, *, resume: bool
+    setting: Setting,
+    stage: StageFolder,
+    method: SelfTraining,
+    source: SourceImages,
+    labelled: Labelled | None = None,
+    *,
+    resume: bool,
 ) -> None:
-    """The method's steps on batches of both domains, to a whole network in the stage's folder or a resumable state."""
+    """The method's steps on batches of both domains, to a whole network in the stage's folder or a resumable state.
+
+    `labelled` target images are for an oracle's curves alone.
+    """
     config, options = setting.resolved.config, setting.options
     if options.warm_up and not (resume and (stage.path / RESUME).exists()):  # else the state brings the statistics
         remeasure(setting, "measuring the target's statistics")
@@ -190,19 +201,21 @@ def train_on_both(
         if method.measures_again:
             remeasure(setting, "measuring the statistics again", method.deployed())
 
+    stream = TrainStream(
+        source.training,
+        setting.images,
+        batch_size=options.batch_size,
+        augmentation=augmentation(options.augment),
+        seed=config.seed,
+        workers=config.workers,
+        sampler=_sampler(options, source.training, config.workers),
+        held_out=source.held_out,
+    )
+    watch(setting, stage, method, stream, labelled, resume=resume)
     run_loop(
         stage,
         method,
-        TrainStream(
-            source.training,
-            setting.images,
-            batch_size=options.batch_size,
-            augmentation=augmentation(options.augment),
-            seed=config.seed,
-            workers=config.workers,
-            sampler=_sampler(options, source.training, config.workers),
-            held_out=source.held_out,
-        ),
+        stream,
         target_plan(options, channels_last=config.pretrain.channels_last),
         resume=resume,
         device=setting.device,

@@ -22,12 +22,13 @@ from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Hooks, Plan, State, Stream, train
 from calseg_cli.errors import ArtifactError, disk_errors
+from calseg_cli.stages.event_files import EventFile, check_installed, clear_events
 from calseg_cli.stages.networks import LoadedNetwork
 from calseg_cli.stages.run_folder import LOG, NETWORK, RESUME
 
 Validate = Callable[[nn.Module, int], Mapping[str, Any]]
 _FREE_TO_CHANGE = (
-    *("runs", "name", "device", "workers", "threads", "target."),
+    *("runs", "name", "device", "workers", "threads", "tensorboard", "target."),
     *("select.", "valuenet.", "predict.", "pseudo_label.", "prototypes.", "calibrate.", "evaluate."),
 )
 
@@ -36,6 +37,7 @@ _FREE_TO_CHANGE = (
 class StageFolder:
     """A training stage's files: log.jsonl, resume.safetensors, checkpoints/, config.yaml, network.safetensors.
 
+    With `tensorboard` in the configuration also event files of what is logged; raises MissingExtraError without it.
     A resumed stage refuses another configuration than it began with, but for sections that it does not look at: some
     common ones, and `may_change` besides; `must_stay` takes common ones back.
     """
@@ -45,7 +47,12 @@ class StageFolder:
     resolved: Resolved
     may_change: tuple[str, ...] = ()
     must_stay: tuple[str, ...] = ()
-    _log: list[dict[str, Any]] = field(default_factory=list)
+    _events: EventFile | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.resolved.config.tensorboard:
+            check_installed()
+            self._events = EventFile(self.path)
 
     def at(self, path: Path) -> "StageFolder":
         """A folder within the stage, such as a round's, that tells the same facts."""
@@ -59,12 +66,15 @@ class StageFolder:
         if not resume or not state_file.exists():
             write_whole(self.path / "config.yaml", self.resolved.dump_yaml(with_sources=False))
             (self.path / LOG).unlink(missing_ok=True)
+            clear_events(self.path)
             return None
         checkpoint = read_checkpoint(state_file)
         self._refuse_changes(checkpoint.facts["config"], state_file)
         self._refuse_origin(checkpoint.facts, state_file)
         assert checkpoint.state is not None
         self._cut_log(int(checkpoint.state["step"]))
+        if self._events is not None:
+            self._events.purge = int(checkpoint.state["step"]) + 1
         return checkpoint.state
 
     def check_finished(self, *, strict: tuple[str, ...] = ()) -> None:
@@ -112,9 +122,11 @@ class StageFolder:
         write_whole(self.path / LOG, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one line of JSON."""
+        """Append one line of JSON, and the same to the event file if there is one."""
         with disk_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(_nan_to_null(record)) + "\n")
+        if self._events is not None:
+            self._events.write(_nan_to_null(record))
 
     def save(self, step: int, network: nn.Module, state: State) -> None:
         """Write the resumable state in place of the one before."""
@@ -212,6 +224,7 @@ def facts_of(
         "network": loaded.checkpoint.facts["network"],
         "classes": loaded.checkpoint.facts["classes"],
         "config": resolved.to_dict(),
+        **{name: value for name, value in loaded.checkpoint.facts.items() if name == "labels_used_for"},
         "provenance": provenance(
             sys.argv,
             seed=resolved.config.seed,
