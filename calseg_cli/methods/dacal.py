@@ -68,7 +68,7 @@ class DACal(Plugin):
         if self.options.learning.route != "network" and not ends:
             raise ConfigError(
                 f"dacal: the network {getattr(network, 'name', '')!r} does not end in a 1x1 convolution on features",
-                "adapt.dacal.route: network takes any network",
+                "network.options.head names the last layer of a plug-in; adapt.dacal.route: network takes any network",
             )
         self.learner = TemperatureLearner(int(network.num_classes), self.options.learning, seed=seed)  # type: ignore[arg-type]
         for name in ("quality", "usual_quality", "at_bound"):

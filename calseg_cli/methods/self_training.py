@@ -124,11 +124,12 @@ class SelfTraining(Method):
         if frame.base == "dacs" or not frame.feature_weight:
             return None
         own = getattr(self.network, "encoder", None)
-        if not isinstance(own, nn.Module):
+        # A plug-in's encoder is the whole module: what it gives are logits, not features that ImageNet knew.
+        if not isinstance(own, nn.Module) or hasattr(self.network, "head_path"):
             raise ConfigError(
                 f"base: {frame.base} compares features of an encoder, and the network "
-                f"{getattr(self.network, 'name', '')!r} has none",
-                "set feature_weight: 0 or base: dacs",
+                f"{getattr(self.network, 'name', '')!r} has none apart from its head",
+                "set adapt.self_training.feature_weight: 0, or base: dacs",
             )
         return FeatureDistance(
             copy.deepcopy(reference if reference is not None else own),
@@ -324,7 +325,7 @@ class SelfTraining(Method):
         masking = self.frame.masking
         images = self._strengthened(view.target_images, batch, _STRENGTHEN_MASKED)
         size = (images.shape[0], images.shape[2], images.shape[3])
-        block = masking.block or max(1, size[1] // 8)
+        block = min(masking.block or max(1, size[1] // 8), max(size[1:]))
         shown = block_masks(size, block, masking.ratio, self._generator(batch, _MASK)).to(images.device)
         hidden = getattr(self.network, "mean", None)  # what the network's normalisation makes 0
         images = torch.where(shown, images, images.mean(dim=(2, 3), keepdim=True) if hidden is None else hidden)

@@ -22,17 +22,18 @@ from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin
 from calseg_cli.networks.build import NETWORKS, build_network
 from calseg_cli.stages.corrections import Loaded, correct
-from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.domains import DomainData, open_domain
 from calseg_cli.stages.networks import LoadedNetwork
-from calseg_cli.stages.run_folder import RESUME
+from calseg_cli.stages.run_folder import LOG, RESUME
 from calseg_cli.stages.target_training import Setting, remeasure, target_plan
-from calseg_cli.stages.training import StageFolder, augmentation, run_loop
+from calseg_cli.stages.training import StageFolder, augmentation, read_log, run_loop
 from calseg_cli.stages.training_oracle import Labelled
 from calseg_cli.stages.watching import watch
 
 _EVERY = 8
 """One source image in so many is held out of training where the source's val split is not to be used."""
 _DAFORMER_PIXELS, _DAFORMER_AREA = 3000, 512 * 512
+_UNTAUGHT = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def open_source(
     if not needs_held_out:
         return SourceImages(training, None)
     if resolved.config.adapt.self_training.held_out == "val":
-        return SourceImages(training, domain.dataset("val", with_labels=True))
+        return SourceImages(training, _validation(domain, method))
     places = range(len(training))
     if len(training) < _EVERY:
         raise DataError(f"{len(training)} source images are too few to hold out one in {_EVERY}", "use held_out: val")
@@ -81,6 +82,16 @@ def open_source(
         training.subset([place for place in places if place % _EVERY != _EVERY - 1]),
         training.subset([place for place in places if place % _EVERY == _EVERY - 1]),
     )
+
+
+def _validation(domain: DomainData, method: str) -> SegmentationDataset:
+    try:
+        return domain.dataset("val", with_labels=True)
+    except DataError as error:
+        raise DataError(
+            f"{method} looks at labelled source images that it is not trained on: {error.message}",
+            "adapt.self_training.held_out: fold keeps one in 8 training images apart in its place",
+        ) from error
 
 
 def build_method(
@@ -198,6 +209,7 @@ def train_on_both(
         method.restart_teacher()
 
     def conclude() -> None:
+        _note_untaught(stage, setting.progress)
         if method.measures_again:
             remeasure(setting, "measuring the statistics again", method.deployed())
 
@@ -211,6 +223,7 @@ def train_on_both(
         sampler=_sampler(options, source.training, config.workers),
         held_out=source.held_out,
     )
+    _note_unused(method, options, setting.progress)
     watch(setting, stage, method, stream, labelled, resume=resume)
     run_loop(
         stage,
@@ -225,6 +238,25 @@ def train_on_both(
         stop=setting.stop,
         conclude=conclude,
     )
+
+
+def _note_unused(method: SelfTraining, options: Options, progress: Progress) -> None:
+    """Say where a run is too short for what it is called after ever to begin."""
+    late = max([options.hard_steps, *[plugin.warm_up_steps for plugin in method.openings]])
+    if late >= options.steps:
+        progress.note(f"{options.steps} steps are over before the warm-up of {late} is; all labels will be the frame's")
+
+
+def _note_untaught(stage: StageFolder, progress: Progress) -> None:
+    """Say where the target taught next to nothing, which the result does not show."""
+    weights = [
+        record["watch"]["quality"] for record in read_log(stage.path / LOG) if "quality" in record.get("watch", {})
+    ]
+    if weights and max(weights) < _UNTAUGHT:
+        progress.note(
+            "target pixels had next to no weight: hardly any was as sure as adapt.self_training.threshold; "
+            "--quality one counts them all"
+        )
 
 
 def _sampler(options: Options, training: SegmentationDataset, workers: int) -> RareClassSampler | None:

@@ -148,6 +148,19 @@ def test_corrections_act_on_the_labels_it_makes(work, calseg):
     assert "prototypes" in read_facts(moved / "network.safetensors")["provenance"]["parents"]
 
 
+def test_it_says_where_nothing_of_it_was_used(work, calseg):
+    """Too short for the temperatures to begin, and no pixel sure enough to teach."""
+    unsure = ("--set", "adapt.self_training.threshold=1.0")
+    ran = calseg("adapt", "--method", "dacal", *FEW, *unsure, "--set", "adapt.dacal.warm_up=3", cwd=work)
+    assert ran.code == 0, ran.err
+    assert "over before the warm-up of 3" in ran.err
+    assert "next to no weight" in ran.err
+    quiet = calseg("adapt", *ADAPT[1:], "--quality", "one", cwd=work)
+    assert quiet.code == 0, quiet.err
+    assert "weight" not in quiet.err
+    assert "warm-up of" not in quiet.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [

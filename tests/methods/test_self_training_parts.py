@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from calseg_cli.errors import ConfigError
 from calseg_cli.methods.feature_distance import FeatureDistance, cell_labels
 from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
 from calseg_cli.methods.self_training_labels import Trust
@@ -170,6 +171,18 @@ def test_features_of_padded_images_are_compared_too():
     network.divisor = 16
     terms = step_of(SelfTraining(network, Frame(base="daformer", feature_ratio=0.0)), 0)
     assert bool(torch.isfinite(terms["feature_distance"]))
+
+
+def test_a_block_larger_than_the_image_hides_it_or_not(tiny):
+    frame = Frame(base="mic", trust=Trust("one"), masking=Masking(block=10**9))
+    assert bool(torch.isfinite(step_of(SelfTraining(tiny, frame), 0)["masked"]))
+
+
+def test_a_plug_in_has_no_features_to_hold(tiny):
+    tiny.head_path = "head"  # what tells a plug-in: its encoder is the whole module
+    with pytest.raises(ConfigError, match="none apart from its head"):
+        SelfTraining(tiny, Frame(base="daformer"))
+    SelfTraining(tiny, Frame(base="daformer", feature_weight=0.0))
 
 
 def test_what_masked_images_show_and_are_taught(tiny, monkeypatch):

@@ -1,5 +1,6 @@
 """How self-training is fed and built: held-out images, options, corrections, the frozen encoder."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,6 +57,13 @@ def test_what_is_held_out_is_not_trained_on(resolved):
     assert (len(val.training), len(val.held_out)) == (17, 2)
     assert all("val" in Path(item.label).parts for item in val.held_out.items)
     assert len({whole.digest, fold.digest, val.digest}) == 3
+
+
+def test_without_a_validation_split_it_names_the_other_way(resolved):
+    shutil.rmtree("source/val")
+    with pytest.raises(DataError, match="not trained on") as raised:
+        opened(resolved(), needs_held_out=True)
+    assert "held_out: fold" in raised.value.hint
 
 
 def test_too_few_images_cannot_be_folded(resolved):
