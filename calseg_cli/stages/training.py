@@ -108,13 +108,19 @@ class StageFolder:
         changed = [
             f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
             for key in sorted({*old, *new})
-            if old.get(key) != new.get(key) and (not key.startswith(free) or key in kept)
+            if old.get(key) != new.get(key)
+            and (not key.startswith(free) or key in kept)
+            and not self._is_news(key, old)
         ]
         if changed:
             raise ArtifactError(
                 f"{file} was made with another configuration: {'; '.join(changed)}",
                 "take the change back, or start anew with --force or another name",
             )
+
+    def _is_news(self, key: str, old: Mapping[str, Any]) -> bool:
+        """An option that did not exist when the stage was begun, and is left as it comes: nothing was changed."""
+        return key not in old and self.resolved.sources.get(key) == "default"
 
     def _cut_log(self, step: int) -> None:
         """Forget what was logged after the state that is resumed: it will happen again."""
