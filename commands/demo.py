@@ -17,9 +17,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Fewer steps are quicker and worse.")] = None,
     force: Force = False,
 ) -> None:
-    """Draw two street domains, train on one, adapt to the other, and report what it did to trust.
+    """Draw two street domains, train on one, adapt to the other in several ways, and compare what it did to trust.
 
-    Takes a few minutes on two cores. Example: calseg demo
+    Takes about five minutes on two cores. Example: calseg demo
     """
     from calseg_cli.stages.demo import run_demo
 
