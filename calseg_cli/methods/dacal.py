@@ -18,7 +18,7 @@ from calseg_cli.engine.forward import native_logits
 from calseg_cli.errors import ConfigError
 from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
 from calseg_cli.methods.self_training_view import Plugin, View
-from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer
+from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer, on_grid
 from calseg_cli.methods.temperature_network import calibrated
 
 Outer = Literal["held-out", "held-out+hard", "source", "source+hard"]
@@ -202,8 +202,5 @@ class _FeaturesOnly:
 
 
 def _on_grid(values: Tensor, view: View, outside: int = 0) -> Tensor:
-    """Labels or weights (B,H,W) at the cells (h,w) of the logits: those of the nearest pixel, `outside` in padding."""
-    bottom, right = view.geometry.pad
-    whole = F.pad(values, (0, right, 0, bottom), value=outside)
-    small = F.interpolate(whole[:, None].double(), size=view.teacher_logits.shape[-2:], mode="nearest-exact")
-    return small[:, 0].to(values.dtype)
+    height, width = view.teacher_logits.shape[-2:]
+    return on_grid(values, view.geometry.pad, (height, width), outside)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
@@ -25,7 +24,7 @@ from calseg_cli.engine.infer import LogitsDtype, Views, predict
 from calseg_cli.errors import ConfigError
 from calseg_cli.methods.dacal import Mask, Outer
 from calseg_cli.methods.self_training import check_sizes
-from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer
+from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer, on_grid
 from calseg_cli.methods.temperature_network import TemperatureNetwork
 
 if TYPE_CHECKING:
@@ -68,10 +67,8 @@ class _Step:
 
     def cells(self, values: Tensor, outside: int = 0) -> Tensor:
         """Labels or masks (B,H,W) at the cells (h,w): those of the nearest pixel, `outside` in padding."""
-        bottom, right = self.geometry.pad
-        whole = F.pad(values.double(), (0, right, 0, bottom), value=outside)
-        small = F.interpolate(whole[:, None], size=self.logits.shape[-2:], mode="nearest-exact")
-        return small[:, 0].to(values.dtype)
+        height, width = self.logits.shape[-2:]
+        return on_grid(values, self.geometry.pad, (height, width), outside)
 
     def inside(self) -> Tensor:
         """The cells (B,h,w) that lie on the image, bool."""

@@ -74,6 +74,16 @@ class Mixed:
         return hot.float() * known[:, None]
 
 
+def on_grid(values: Tensor, pad: tuple[int, int], grid: tuple[int, int], outside: int = 0) -> Tensor:
+    """Labels or weights (B,H,W) at the cells `grid` (h,w) of logits: those of the nearest pixel.
+
+    `pad` is how many rows and columns the network's input was continued by; cells there get `outside`.
+    """
+    whole = F.pad(values.double(), (0, pad[1], 0, pad[0]), value=outside)
+    small = F.interpolate(whole[:, None], size=grid, mode="nearest-exact")
+    return small[:, 0].to(values.dtype)
+
+
 def last_layer(network: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Weight (C,D) and bias (C,) of the 1x1 convolution that ends a network, detached; None where it ends otherwise."""
     head = getattr(network, "head", None)

@@ -1,5 +1,11 @@
 """What tests of commands ask of an ended command and of the files that it opened."""
 
+import json
+import os
+import subprocess
+import sys
+import time
+
 
 def failed(ran, code):
     """One line of error, and a hint at most."""
@@ -13,3 +19,37 @@ def failed(ran, code):
 def labels(paths):
     """Label files and folders among them."""
     return [path for path in paths if "labels" in path and "calseg_cli" not in path]
+
+
+def log(folder):
+    """The records of a stage's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(path):
+    """The tensors of a checkpoint's network."""
+    from calseg_cli.engine.checkpoint import read_checkpoint
+
+    return read_checkpoint(path).network
+
+
+def killed_at(folder, path, *words):
+    """Start a command and kill it as soon as `path` is there."""
+    program = [sys.executable, "-m", "calseg_cli", *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    end = time.monotonic() + 90
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+
+
+def same_weights(first, second):
+    """Whether two checkpoints hold the same network, bit for bit."""
+    import torch
+
+    one, two = weights(first), weights(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

@@ -1,51 +1,16 @@
 """calseg adapt with the methods that train: what they leave, what they need, and how they go on after a kill."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.tensors_file import read_facts
+from tests.commands.outcomes import killed_at, log, same_weights, weights
 
 PAPER = ("--set", "adapt.calsfda.settle=false")
 QUICK = ("--set", "adapt.cbst.log_every=2", "--set", "adapt.calsfda.log_every=2", "--steps", "4")
 RUN = "runs/sample"
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def weights(path):
-    from calseg_cli.engine.checkpoint import read_checkpoint
-
-    return read_checkpoint(path).network
-
-
-def killed_at(folder, path, *words):
-    """Start a command and kill it as soon as `path` is there."""
-    program = [sys.executable, "-m", "calseg_cli", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    end = time.monotonic() + 90
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-
-
-def same_weights(first, second):
-    import torch
-
-    one, two = weights(first), weights(second)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.fixture(scope="module")

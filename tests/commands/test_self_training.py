@@ -1,16 +1,11 @@
 """calseg adapt --method self-training: what it leaves and needs, and how it goes on after a kill."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import failed
+from tests.commands.outcomes import failed, killed_at, log, same_weights, weights
 
 RUN = "runs/sample"
 STAGE = f"{RUN}/4-adapt-self-training"
@@ -35,37 +30,6 @@ def work(small, tmp_path):
     """A private copy of the small folder."""
     shutil.copytree(small, tmp_path / "w")
     return tmp_path / "w"
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def weights(path):
-    from calseg_cli.engine.checkpoint import read_checkpoint
-
-    return read_checkpoint(path).network
-
-
-def same_weights(first, second):
-    import torch
-
-    one, two = weights(first), weights(second)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def killed_at(folder, path, *words):
-    """Start a command and kill it as soon as `path` is there."""
-    program = [sys.executable, "-m", "calseg_cli", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    end = time.monotonic() + 90
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
 
 
 def test_it_opens_source_labels_and_no_target_label(work, opened):

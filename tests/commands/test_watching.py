@@ -1,7 +1,6 @@
 """calseg adapt --visualize, --oracle, --tensorboard: what they leave, and that the network is the same without them."""
 
 import importlib.util
-import json
 import shutil
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import failed
+from tests.commands.outcomes import failed, log
 
 START = ("--checkpoint", "runs/sample/1-pretrain", "--batch-size", "2", "--steps", "4")
 FEW = (*START, "--set", "adapt.self_training.log_every=1", "--set", "adapt.self_training.oracle_every=3")
@@ -36,10 +35,6 @@ def watched(work, calseg):
     ran = calseg(*DACAL, *words, "--name", "watched", cwd=work)
     assert ran.code == 0, ran.err
     return work / "runs/watched/4-adapt-dacal", ran.err
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_the_network_is_the_same_bit_for_bit(work, watched, calseg):
