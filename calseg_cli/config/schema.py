@@ -148,9 +148,12 @@ class Config(Section):
         classes = self.source.classes if self.source is not None else None
         if classes is None:
             return
-        weights = self.pretrain.class_weights
-        if not isinstance(weights, str) and len(weights) != len(classes):
-            yield "pretrain.class_weights", f"has {len(weights)} numbers for the source's {len(classes)} classes"
+        for where, weights in (
+            ("pretrain.class_weights", self.pretrain.class_weights),
+            ("adapt.self_training.class_weights", self.adapt.self_training.class_weights),
+        ):
+            if isinstance(weights, tuple) and len(weights) != len(classes):
+                yield where, f"has {len(weights)} numbers for the source's {len(classes)} classes"
         for name in self.evaluate.classes or ():
             if name not in classes:
                 yield "evaluate.classes", f"names {name!r}, which is none of the source's classes: {', '.join(classes)}"

@@ -7,7 +7,7 @@ from pydantic import Field
 from calseg_cli.config.adapt_steps import AdaptSteps, Weight
 from calseg_cli.config.section import Section, key, section
 from calseg_cli.config.training import Augment
-from calseg_cli.config.values import Bool, Float, Int, Positive, Probability, Range, Text
+from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Positive, Probability, Range, Text
 
 _FRAME = "self_training"
 _PLUGGED = ("dacal",)
@@ -52,6 +52,9 @@ class SelfTraining(AdaptSteps):
     ignore_bottom: Int = key(0, "Rows at a target image's bottom that teach nothing; at least 0.", ge=0)
     hard_steps: Int = key(0, "Steps at the start that teach classes whatever labels says; at least 0.", ge=0)
     source_weight: Weight = key(1.0, "Weight of the cross-entropy on source images; at least 0.")
+    class_weights: ClassWeights | None = key(
+        None, "Weights of the classes on source pixels, as pretrain.class_weights has them; null: the same as there."
+    )
     mix_weight: Weight = key(1.0, "Weight of the cross-entropy on mixed images; at least 0.")
     statistics: Literal["batch", "running", "shared"] = key(
         "batch", "Batch norm: by the batch, measured again at the end; running, without the source; shared by all."

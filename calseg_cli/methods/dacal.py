@@ -94,7 +94,7 @@ class DACal(Plugin):
         if not self.options.hard_weight:
             return {}
         labels = mixed(view.source_labels[:, None], view.teacher_labels[:, None], ~view.masks)[:, 0]
-        weights = mixed((view.source_labels != IGNORE).float(), view.target_weights, ~view.masks)
+        weights = mixed(view.source_weights, view.target_weights, ~view.masks)
         images = mixed(view.source_images, view.target_images, ~view.masks)
         images = view.augmentation(images, view.generator(_STRENGTHEN_HARD))
         logits, _ = native_logits(view.student, images)  # type: ignore[arg-type]

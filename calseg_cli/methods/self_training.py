@@ -113,6 +113,12 @@ class SelfTraining(Method):
         self.plugins = nn.ModuleList(plugins)
         self.distance = self._distance(reference)
         self.label_correction = label_correction
+        self.class_weights: Tensor | None = None
+        """(C,) how much a source pixel counts by its class, in the source's images and in the mix; None for the same.
+
+        Scaled to mean 1 over the labelled source pixels of a batch. Target pixels have none: what the teacher says of
+        them has learned the weights already.
+        """
         self.watch: Callable[[int], None] | None = None
         """Called with the number of steps done, 0 before the first: to look and change nothing."""
         self._step = 0  # told before every step, so no memory
@@ -199,7 +205,7 @@ class SelfTraining(Method):
         source, labels, target = _of_one_size(batch)
         raw, geometry = self._teacher_pass(target)
         confidence = upsample_logits(raw, geometry).softmax(dim=1).amax(dim=1)
-        trusted = self.frame.trust(confidence)
+        trusted, known = self.frame.trust(confidence), self._source_weights(labels)
         masks = class_mix_masks(labels, self._generator(batch, _MIX))
         images = self._strengthened(mixed(source, target, masks), batch, _STRENGTHEN)
         student = _Parted(self.network)
@@ -216,11 +222,12 @@ class SelfTraining(Method):
             masks=masks,
             teacher_logits=raw,
             teacher_labels=upsample_logits(believed, geometry).argmax(dim=1),
+            source_weights=known,
             target_weights=trusted,
             geometry=geometry,
             mixed_images=images,
             mixed_features=student.features,
-            weights=mixed((labels != IGNORE).float(), trusted, masks),
+            weights=mixed(known, trusted, masks),
             augmentation=self.frame.strong,
             student=self.network,
         )
@@ -277,11 +284,20 @@ class SelfTraining(Method):
             logits = dense_logits(self.network, images)  # type: ignore[arg-type]
         classes = logits.shape[1]
         logits = self._corrected(logits, labels, torch.ones_like(labels, dtype=torch.bool)[:, None])
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        terms = {"source": self.frame.source_weight * loss / (labels != IGNORE).sum().clamp_min(1)}
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        total = (self._source_weights(labels) * loss).sum()
+        terms = {"source": self.frame.source_weight * total / (labels != IGNORE).sum().clamp_min(1)}
         if self.distance is not None:
             terms["feature_distance"] = self.distance(seen["features"], seen["entering"], labels, classes)
         return terms
+
+    def _source_weights(self, labels: Tensor) -> Tensor:
+        """(B,H,W) float32: how much source pixels count; 0 without a label, 1 in the mean of those with one."""
+        known = (labels != IGNORE).float()
+        if self.class_weights is None:
+            return known
+        weights = self.class_weights[labels.masked_fill(labels == IGNORE, 0)] * known
+        return weights * known.sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
 
     @torch.no_grad()
     def _teacher_pass(self, images: Tensor) -> "tuple[Tensor, Geometry]":

@@ -94,7 +94,7 @@ def adapt(
         facts,
         resolved,
         may_change=(*_MAY_CHANGE, "source." if source is None else "source.root"),
-        must_stay=("target.", "pretrain.channels_last"),
+        must_stay=("target.", "pretrain.channels_last", *(() if source is None else ("pretrain.class_weights",))),
     )
     with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
         if claim(folder, resume=resume, force=force):

@@ -21,10 +21,11 @@ from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Plan
-from calseg_cli.errors import ArtifactError, ConfigError, DataError
-from calseg_cli.methods.source import CalibrationTerm, Source, inverse_frequency_weights
+from calseg_cli.errors import ArtifactError, DataError
+from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.metrics.scores import read_scores
 from calseg_cli.networks.build import build_network
+from calseg_cli.stages.class_weights import class_weights
 from calseg_cli.stages.domains import open_domain, source_classes
 from calseg_cli.stages.measuring import measure
 from calseg_cli.stages.networks import LoadedNetwork, load_network, network_facts
@@ -88,7 +89,7 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
     network = start.network if start is not None else _new_network(resolved, len(layout.class_names))
     method = Source(
         network,
-        class_weights=_class_weights(options, training),
+        class_weights=class_weights(options.class_weights, training, "pretrain.class_weights"),
         label_smoothing=options.label_smoothing,
         ece=CalibrationTerm(**options.ece.model_dump()),
     )
@@ -220,21 +221,6 @@ def _validation(dataset: Any, progress: Progress) -> SegmentationDataset | None:
         progress.note(f"no validation while training: {error.message}")
         return None
     return found
-
-
-def _class_weights(options: Pretrain, dataset: SegmentationDataset) -> torch.Tensor | None:
-    weights = options.class_weights
-    if weights == "none":
-        return None
-    if not isinstance(weights, str):
-        if len(weights) != dataset.num_classes:
-            raise ConfigError(
-                f"pretrain.class_weights holds {len(weights)} numbers for {dataset.num_classes} classes",
-                "give one number a class, in the order of the classes",
-            )
-        return torch.tensor(weights, dtype=torch.float32)
-    pixels = torch.from_numpy(dataset.count_pixels())
-    return inverse_frequency_weights(pixels, power=0.5 if weights == "sqrt-inverse" else 1.0)
 
 
 def _validator(

@@ -21,6 +21,7 @@ from calseg_cli.methods.self_training import Frame, Masking, SelfTraining, check
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin
 from calseg_cli.networks.build import NETWORKS, build_network
+from calseg_cli.stages.class_weights import class_weights
 from calseg_cli.stages.corrections import Loaded, correct
 from calseg_cli.stages.domains import DomainData, open_domain
 from calseg_cli.stages.networks import LoadedNetwork
@@ -204,6 +205,8 @@ def train_on_both(
     `labelled` target images are for an oracle's curves alone.
     """
     config, options = setting.resolved.config, setting.options
+    weights = _class_weights(setting.resolved, source.training)
+    method.class_weights = None if weights is None else weights.to(setting.device)
     if options.warm_up and not (resume and (stage.path / RESUME).exists()):  # else the state brings the statistics
         remeasure(setting, "measuring the target's statistics")
         method.restart_teacher()
@@ -238,6 +241,14 @@ def train_on_both(
         stop=setting.stop,
         conclude=conclude,
     )
+
+
+def _class_weights(resolved: Resolved, training: SegmentationDataset) -> Tensor | None:
+    """As the source network was trained, unless asked otherwise: else the mix teaches other class frequencies anew."""
+    own, pretrain = resolved.config.adapt.self_training.class_weights, resolved.config.pretrain.class_weights
+    if own is None:
+        return class_weights(pretrain, training, "pretrain.class_weights")
+    return class_weights(own, training, "adapt.self_training.class_weights")
 
 
 def _note_unused(method: SelfTraining, options: Options, progress: Progress) -> None:

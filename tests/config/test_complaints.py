@@ -100,6 +100,10 @@ DOMAIN = "source:\n  root: x\n  "
             f"{DOMAIN}classes: [a]\npretrain:\n  class_weights: [1, 2]",
             "calseg.yaml:5: pretrain.class_weights has 2 numb",
         ),
+        (
+            f"{DOMAIN}classes: [a]\nadapt:\n  self_training: {{class_weights: [1, 2]}}",
+            "calseg.yaml:5: adapt.self_training.class_weights has 2 numb",
+        ),
         ("seed: 1\nseed: 2", "calseg.yaml:2: seed is given twice; the first is in line 1"),
     ],
 )

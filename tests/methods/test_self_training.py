@@ -117,6 +117,33 @@ def test_source_pixels_without_a_label_are_neither_pasted_nor_counted(tiny):
     assert torch.equal(spy.view.weights[unknown], torch.ones(int(unknown.sum())))  # the target is shown there
 
 
+def test_classes_weigh_on_source_pixels_alone(tiny):
+    weights = torch.tensor([0.2, 1.0, 3.0, 0.0])
+    plain, spy = Spy(), Spy()
+    step_of(SelfTraining(copy.deepcopy(tiny), Frame(), plugins=[plain]), 0)
+    method = SelfTraining(tiny, Frame(source_weight=0.5), plugins=[spy])
+    method.class_weights = weights
+    terms = step_of(method, 0)
+    (logits, labels, _), (_, _, domain) = spy.corrected
+    expected = F.cross_entropy(logits.detach().double(), labels, weights.double(), ignore_index=255)
+    assert float(terms["source"]) == pytest.approx(0.5 * float(expected), rel=1e-5)
+    known = spy.view.source_labels != 255
+    each = weights[spy.view.source_labels.clamp_max(3)] * known
+    torch.testing.assert_close(spy.view.source_weights, each / each[known].mean())
+    pasted = domain[:, 0]
+    torch.testing.assert_close(spy.view.weights[pasted], spy.view.source_weights[pasted])
+    assert torch.equal(spy.view.weights[~pasted], plain.view.weights[~pasted])
+    assert torch.equal(plain.view.source_weights, known.float())
+
+
+def test_a_batch_whose_classes_all_weigh_nothing_has_no_source_loss(tiny):
+    method = SelfTraining(tiny)
+    method.class_weights = torch.zeros(CLASSES)
+    terms = step_of(method, 0)
+    assert float(terms["source"]) == 0
+    assert bool(torch.isfinite(terms["mix"]))
+
+
 def test_the_mix_shows_each_pixel_of_one_domain(tiny):
     spy = Spy()
     method = SelfTraining(tiny, Frame(strong=PLAIN), plugins=[spy])

@@ -15,7 +15,14 @@ from calseg_cli.errors import DataError
 from calseg_cli.methods.self_training import Frame
 from calseg_cli.networks.build import NETWORKS
 from calseg_cli.stages.domains import open_domain
-from calseg_cli.stages.self_training import _label_correction, _reference, frame_of, open_source, rare_pixels
+from calseg_cli.stages.self_training import (
+    _class_weights,
+    _label_correction,
+    _reference,
+    frame_of,
+    open_source,
+    rare_pixels,
+)
 
 CLASSES = ("road", "car", "sky")
 
@@ -88,6 +95,22 @@ def test_a_rare_classs_pixels_are_a_share_of_the_input(resolved):
     assert rare_pixels(dataset) == 3000
     dataset.size = (240, 320)
     assert rare_pixels(dataset) == 879
+
+
+def test_classes_weigh_as_in_pretraining_unless_asked_otherwise(resolved):
+    """17 training images, of which the classes have 6, 6 and 5; every image shows one."""
+    inverse = torch.tensor([1 / 6, 1 / 6, 1 / 5])
+
+    def weights(pretrain, own=None):
+        flags = {"pretrain.class_weights": pretrain, "adapt.self_training.class_weights": own}
+        config = load_config(None, flags={"adapt.method": "self-training", **flags}, environ={})
+        return _class_weights(config, opened(config, needs_held_out=False).training)
+
+    assert weights("none") is None
+    assert weights("inverse", "none") is None
+    torch.testing.assert_close(weights("inverse"), 3 * inverse / inverse.sum())
+    torch.testing.assert_close(weights("none", "inverse"), 3 * inverse / inverse.sum())
+    assert weights("inverse", (1.0, 2.0, 0.0)).tolist() == [1, 2, 0]
 
 
 def test_the_sections_defaults_are_the_methods(resolved):
