@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
@@ -18,7 +17,7 @@ from calseg_cli.engine.forward import native_logits
 from calseg_cli.errors import ConfigError
 from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
 from calseg_cli.methods.self_training_view import Plugin, View
-from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer, on_grid
+from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer, lesson, on_grid
 from calseg_cli.methods.temperature_network import calibrated
 
 Outer = Literal["held-out", "held-out+hard", "source", "source+hard"]
@@ -70,7 +69,12 @@ class DACal(Plugin):
                 f"dacal: the network {getattr(network, 'name', '')!r} does not end in a 1x1 convolution on features",
                 "network.options.head names the last layer of a plug-in; adapt.dacal.route: network takes any network",
             )
-        self.learner = TemperatureLearner(int(network.num_classes), self.options.learning, seed=seed)  # type: ignore[arg-type]
+        self.learner = TemperatureLearner(
+            int(network.num_classes),  # type: ignore[arg-type]
+            self.options.learning,
+            seed=seed,
+            hard_share=self.options.hard_share,
+        )
         for name in ("quality", "usual_quality", "at_bound"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("fallen", torch.zeros((), dtype=torch.bool))
@@ -117,11 +121,8 @@ class DACal(Plugin):
 
     @torch.no_grad()
     def _soft(self, view: View, logits: Tensor) -> Tensor:
-        soft = calibrated(view.dense(logits), self.temperatures(logits, view.dense)).softmax(dim=1)
-        if not self.options.hard_share:
-            return soft
-        hard = F.one_hot(soft.argmax(dim=1), soft.shape[1]).permute(0, 3, 1, 2)
-        return torch.lerp(soft, hard.to(soft.dtype), self.options.hard_share)
+        softened = calibrated(view.dense(logits), self.temperatures(logits, view.dense))
+        return lesson(softened, self.options.hard_share)
 
     def _inner(self, view: View) -> Mixed:
         """The mix that the student has just seen: source labels where pasted, none on target cells."""

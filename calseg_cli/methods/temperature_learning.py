@@ -74,6 +74,15 @@ class Mixed:
         return hot.float() * known[:, None]
 
 
+def lesson(softened: Tensor, hard_share: float = 0.0) -> Tensor:
+    """What target pixels are taught (B,C,h,w): softmax of the softened logits, and a share of it their class alone."""
+    soft = softened.softmax(dim=1)
+    if not hard_share:
+        return soft
+    hard = F.one_hot(soft.argmax(dim=1), soft.shape[1]).permute(0, 3, 1, 2)
+    return torch.lerp(soft, hard.to(soft.dtype), hard_share)
+
+
 def on_grid(values: Tensor, pad: tuple[int, int], grid: tuple[int, int], outside: int = 0) -> Tensor:
     """Labels or weights (B,H,W) at the cells `grid` (h,w) of logits: those of the nearest pixel.
 
@@ -96,11 +105,14 @@ def last_layer(network: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 
 class TemperatureLearner(nn.Module):
-    """A temperature network, its optimiser and its average; everything it remembers is in the state dict."""
+    """A temperature network, its optimiser and its average; everything it remembers is in the state dict.
 
-    def __init__(self, classes: int, learning: Learning, *, seed: int = 0) -> None:
+    `hard_share` of what a target cell is taught is the teacher's class: temperatures must make up for its sharpness.
+    """
+
+    def __init__(self, classes: int, learning: Learning, *, seed: int = 0, hard_share: float = 0.0) -> None:
         super().__init__()
-        self.classes, self.learning = classes, learning
+        self.classes, self.learning, self.hard_share = classes, learning, hard_share
         self.network = TemperatureNetwork(
             classes, width=learning.width, bound=learning.bound, inputs=learning.inputs, seed=seed
         )
@@ -111,7 +123,7 @@ class TemperatureLearner(nn.Module):
     def step(self, student: nn.Module, logits: Tensor, inner: Mixed, outer: Mixed) -> None:
         """Move the temperatures of the teacher's logits (B,C,h,w) once.
 
-        Cells of the inner mix without a label are taught softmax(logits / T); nothing of the student changes.
+        Cells of the inner mix without a label are taught `lesson`; nothing of the student changes.
         """
         raw = self.network.raw(logits)
         temperatures = self.network.temperature_of(raw)
@@ -119,7 +131,7 @@ class TemperatureLearner(nn.Module):
         targets = self._targets(inner, logits, temperatures.detach())
         with torch.no_grad():
             direction, total = self._direction(student, inner, targets, outer)
-            weights = inner.weights * soft
+            weights = (1 - self.hard_share) * inner.weights * soft
             gradient = covariance_gradient(direction, logits, temperatures.detach(), weights, total=total)
         norm = self.optimizer.descend(self.network.log_temperature_of(raw), gradient)
         self.average.update(self.network)
@@ -134,7 +146,7 @@ class TemperatureLearner(nn.Module):
         return {**named, "temperature_gradient": float(self._told["temperature_gradient"])}
 
     def _targets(self, inner: Mixed, logits: Tensor, temperatures: Tensor) -> Tensor:
-        soft = (logits.float() / temperatures).softmax(dim=1)
+        soft = lesson(logits.float() / temperatures, self.hard_share)
         known = (inner.labels != IGNORE)[:, None]
         return torch.where(known, inner.one_hot(self.classes), soft)
 

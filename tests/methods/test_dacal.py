@@ -1,6 +1,7 @@
 """DA-Cal on the self-training frame: what it teaches, what it leaves alone, and when it steps back."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from calseg_cli.errors import ConfigError
 from calseg_cli.methods.dacal import DACal, DACalOptions, build_dacal
 from calseg_cli.methods.self_training import Frame, SelfTraining
 from calseg_cli.methods.self_training_labels import Trust
-from calseg_cli.methods.temperature_learning import Learning
+from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner
 
 ONE = Frame(trust=Trust("one"))
 SOFT = Frame(labels="soft", trust=Trust("one"))
@@ -204,3 +205,43 @@ def test_images_that_the_network_has_padded(network, make_batch, route):
         assert mix.weights.shape == view.teacher_logits[:, 0].shape
         assert not mix.weights[:, -2:].any()
         assert bool((mix.labels[:, -2:] == 255).all())
+
+
+class OneLayer(nn.Module):
+    """Features straight to logits; only its last layer is read."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Conv2d(5, 3, 1)
+
+
+@pytest.mark.parametrize("hard_share", [0.0, 0.4])
+def test_temperatures_make_up_for_the_share_of_classes(monkeypatch, hard_share):
+    """The derivative they follow is that of the outer loss after a step on the whole lesson, classes' share and all."""
+    generator = torch.Generator().manual_seed(1)
+    features, judged = (torch.randn(2, 5, 3, 4, generator=generator) for _ in range(2))
+    logits = 3 * torch.randn(2, 3, 3, 4, generator=generator)
+    none, labels = torch.full((2, 3, 4), 255), torch.randint(0, 3, (2, 3, 4), generator=generator)
+    inner, outer = Mixed(features, none, torch.ones(2, 3, 4)), Mixed(judged, labels, torch.ones(2, 3, 4))
+    student = OneLayer()
+    learner = TemperatureLearner(3, Learning(route="last-layer", step_size=2.0, width=0), hard_share=hard_share)
+    seen = []
+    monkeypatch.setattr(learner.optimizer, "descend", lambda _, gradient: seen.append(gradient) or gradient.norm())
+    learner.step(student, logits, inner, outer)
+
+    def outer_loss(log_temperature):
+        layer = copy.deepcopy(student).double().head
+        targets = (logits.double() / math.exp(log_temperature)).softmax(dim=1)
+        classes = nn.functional.one_hot(logits.argmax(dim=1), 3).permute(0, 3, 1, 2)
+        targets = (1 - hard_share) * targets + hard_share * classes
+        loss = nn.functional.cross_entropy(layer(features.double()), targets)
+        moves = torch.autograd.grad(loss, [layer.weight, layer.bias])
+        with torch.no_grad():
+            for parameter, move in zip((layer.weight, layer.bias), moves, strict=True):
+                parameter -= 2.0 * move
+            return float(nn.functional.cross_entropy(layer(judged.double()), labels))
+
+    expected = (outer_loss(1e-4) - outer_loss(-1e-4)) / 2e-4
+    assert abs(expected) > 1e-4
+    assert float(seen[0].sum()) == pytest.approx(expected, rel=1e-3)
