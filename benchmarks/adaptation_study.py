@@ -9,6 +9,8 @@ under a run name of its own and is measured on the target's test split; every re
 ece, nll with 95 % intervals over images and the paired difference to AdaBN. Labels of the target measure, nothing else.
 Without `--methods` those of docs/calsfda.md are run. `--seeds` adapts with those seeds from the one source network.
 What is there already is not done again, so a stopped study goes on. The commands are those a person would type.
+METHOD/calibrated is a method's network measured with a calibrator that `calseg calibrate --method dacal` fitted to it,
+without target labels. DA-Cal's records also hold the difference to its base, hard labels on the same frame.
 """
 
 import argparse
@@ -61,6 +63,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dacal/half-hard": ("--method", "dacal", "--set", "adapt.dacal.hard_share=0.5"),
     "dacal/hard-complement": ("--method", "dacal", "--set", "adapt.dacal.hard_weight=1"),
 }
+CALIBRATED = "/calibrated"
+METHODS |= {name + CALIBRATED: METHODS[name] for name in ("adabn", "self-training-hard", "dacal", "dacal/half-hard")}
 ONE_PAPER = ("source-only", "adabn", "tent", "cbst", *(name for name in METHODS if name.startswith("calsfda")))
 BASELINE = "adabn"
 
@@ -91,7 +95,10 @@ class Study:
         record = {**named, **{key: scores[key] for key in KEYS}}
         record |= {f"{key}_95": intervals[key] for key in KEYS if key in intervals}
         if method != BASELINE:
-            record["difference_to_adabn"] = self._difference(method, seed)
+            record["difference_to_adabn"] = self._difference(method, seed, BASELINE)
+        base = base_of(method)
+        if base is not None:
+            record["difference_to_base"] = self._difference(method, seed, base)
         return record
 
     def _run(self, method: str, seed: int) -> str:
@@ -103,9 +110,12 @@ class Study:
     def _measured(self, method: str, seed: int) -> dict[str, Any]:
         out = self.folder / self._evaluated(method, seed) / "study.json"
         if not out.is_file():
-            self._adapt(method, seed)
-            network = self._network(method, seed)
+            adapted = method.removesuffix(CALIBRATED)
+            self._adapt(adapted, seed)
+            network = self._network(adapted, seed)
             words = ("evaluate", "--checkpoint", network, "-o", str(out.parent.relative_to(self.folder)))
+            if adapted != method:
+                words = (*words, "--calibrator", self._calibrator(network, out.parent.parent))
             text = self.calseg(*words, "--json", "--intervals", self.resamples, "--name", self._run(method, seed))
             out.write_text(text, encoding="utf-8")
         document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
@@ -119,16 +129,49 @@ class Study:
             words = (*METHODS[method], *start, "--seed", str(seed), "--resume")
             self.calseg("adapt", *words, *(("--valuenet", str(guide)) if guided else ()))
 
+    def _calibrator(self, network: str, folder: Path) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "calibrator.h5"
+        self.calseg("calibrate", "--method", "dacal", "--checkpoint", network, "-o", str(file), "--force")
+        return str(file)
+
     def _network(self, method: str, seed: int) -> str:
         if not METHODS[method]:
             return str(self.runs / self.pair / "1-pretrain")
         return str(self.runs / self._run(method, seed) / f"4-adapt-{METHODS[method][1]}")
 
-    def _difference(self, method: str, seed: int) -> dict[str, Any]:
-        self._measured(BASELINE, seed)
-        words = ("compare", *(str(self._evaluated(one, seed)) for one in (BASELINE, method)))
+    def _difference(self, method: str, seed: int, other: str) -> dict[str, Any]:
+        self._measured(other, seed)
+        words = ("compare", *(str(self._evaluated(one, seed)) for one in (other, method)))
         rows = json.loads(self.calseg(*words, "--resamples", self.resamples, "--json"))["differences"][0]["scores"]
         return {key: rows[key] for key in KEYS if key in rows}
+
+
+def base_of(method: str) -> str | None:
+    """Hard labels on the frame that a variant of DA-Cal builds on; None for another method.
+
+    >>> base_of("dacal/half-hard"), base_of("dacal/mic"), base_of("tent")
+    ('self-training-hard', 'self-training-hard/mic', None)
+    """
+    name, _, variant = method.partition("/")
+    if name != "dacal":
+        return None
+    return "self-training-hard" + (f"/{variant}" if variant in ("daformer", "mic") else "")
+
+
+def differences(records: list[dict[str, Any]]) -> str:
+    """A table of what DA-Cal changes against its base, with paired 95 % intervals; nothing without such records."""
+    lines = ["| pair | seed | method | mIoU, points | ECE, points |", "|---|---|---|---|---|"]
+    for one in records:
+        if "difference_to_base" in one:
+            changed = one["difference_to_base"]
+            cells = [
+                f"{100 * changed[key]['value']:+.2f} ({100 * changed[key]['low']:+.2f} to "
+                f"{100 * changed[key]['high']:+.2f})"
+                for key in ("miou", "ece")
+            ]
+            lines.append(f"| {one['pair']} | {one['seed']} | {one['method']} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def main() -> None:
@@ -144,6 +187,7 @@ def main() -> None:
     if options.show:
         records = json.loads(options.show.read_text(encoding="utf-8"))
         print(tables(records, ("pair", "seed"), "{}, seed {}", "difference_to_adabn"))
+        print(differences(records))
         return
     records: list[dict[str, Any]] = []
     for folder in options.folders:
