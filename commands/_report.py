@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def show_evaluation(session: Session, done: "Evaluated", report: str, *, csv: bool) -> None:
-    """Print the tables of a report ("iou", "ece" or "full"), its CSV, or its JSON; then where the files are."""
+    """Print the tables of a report ("iou", "ece", "full" or "bias"), its CSV, or its JSON; then where the files are."""
     from calseg_cli.commands._terminal import show_table
 
     if csv and not session.as_json:
@@ -22,11 +22,8 @@ def show_evaluation(session: Session, done: "Evaluated", report: str, *, csv: bo
             for title, headers, rows in done.tables(report):
                 show_table(console, title, headers, rows)
                 console.print()
-            if report != "iou":
-                console.print(done.data.convention, style="dim")
-                for name in ("preset", "regions"):
-                    if name in done.data.protocol:
-                        console.print(f"{name}: {done.data.protocol[name]}", style="dim")
+            for note in done.notes(report):
+                console.print(note, style="dim")
 
         session.result({**done.document(), "folder": done.folder}, show)
     page = done.folder / "report.html"

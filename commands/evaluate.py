@@ -35,7 +35,7 @@ def evaluate(
     domain: Domain = None,
     split: Split = None,
     max_items: MaxItems = None,
-    report: Annotated[str | None, typer.Option(help="ece, iou or full.", rich_help_panel=PANEL)] = None,
+    report: Annotated[str | None, typer.Option(help="ece, iou, full or bias.", rich_help_panel=PANEL)] = None,
     bins: Annotated[int | None, typer.Option(help="Bins of the ECE.", rich_help_panel=PANEL)] = None,
     edges: Annotated[
         str | None, typer.Option(help="right: bins (lo,hi]; left: [lo,hi).", rich_help_panel=PANEL)

@@ -66,7 +66,9 @@ class Evaluate(Section):
     max_items: Annotated[Int, Field(ge=1)] | None = key(None, "Only the first N images; null for all.")
     bins: Int = key(15, f"Bins of the ECE, 1 to 100; a divisor of {FINE_BINS}.", ge=1, le=100)
     edges: Literal["right", "left"] = key("right", "right: bins are (low, high]; left: [low, high).")
-    report: Literal["iou", "ece", "full"] = key("full", "Table to print: iou, ece or full.")
+    report: Literal["iou", "ece", "full", "bias"] = key(
+        "full", "Table to print: iou, ece, full or bias; bias also counts logits, which takes longer."
+    )
     classes: Annotated[tuple[Text, ...], Field(min_length=1)] | None = key(
         None, "Classes that means are over; null for all."
     )

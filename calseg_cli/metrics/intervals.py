@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calseg_cli.errors import ConfigError
+from calseg_cli.metrics.bias import class_bias, over_classes, spread_scores
 from calseg_cli.metrics.calibration import ece_of, sum_bins
 from calseg_cli.metrics.fine_histogram import ONE, check_bins
 from calseg_cli.metrics.image_rows import COARSE_BINS, ImageRows
@@ -103,8 +104,9 @@ def score_draws(
 
     Sums of whole numbers below 2**53 are exact in float64, so one matrix product makes the counts of all resamples.
     Scores: all that need rows of images only. KS, the noise floor and the ECE of a class need finer counts than a row
-    has and are not among them. `classes` are those that means over classes look at. A class without ground truth in a
-    draw is left out of the mean of that draw. Raises ConfigError unless `bins` divides 300.
+    has and are not among them; nor are means over the classes that are predicted too often, which are others in every
+    draw. `classes` are those that means over classes look at. A class without ground truth in a draw is left out of the
+    mean of that draw. Raises ConfigError unless `bins` divides 300.
     """
     check_bins(bins, COARSE_BINS)
     table = _Columns(images, bins)
@@ -177,9 +179,7 @@ class _Columns:
         count, correct, confidence = (images.coarse[:, place] for place in range(3))
         # Whole units of confidence and the fraction apart, as in `sum_bins`: together they would not fit into 53 bits.
         columns = {
-            "hits": np.diagonal(images.confusion, axis1=1, axis2=2),
-            "true": images.confusion.sum(axis=2),
-            "predicted": images.confusion.sum(axis=1),
+            "confusion": images.confusion.reshape(len(images.ids), images.num_classes**2),
             "count": count,
             "correct": correct,
             "whole": confidence // ONE,
@@ -200,12 +200,13 @@ class _Columns:
 def _scores(
     table: _Columns, weights: Int64, bins: int, classes: Sequence[int] | None
 ) -> tuple[dict[str, Float64], dict[str, Float64]]:
-    sums = table.sums(weights)
+    sums = _with_classes(table.sums(weights))
     by_class = _class_scores(sums)
     pixels = sums["true"].sum(axis=1)
     scores = {
-        "miou": _mean_of_known(by_class["iou"], classes),
-        "macc": _mean_of_known(by_class["accuracy"], classes),
+        "miou": over_classes(by_class["iou"], classes),
+        "macc": over_classes(by_class["accuracy"], classes),
+        **spread_scores(by_class["iou"], by_class["accuracy"], by_class["bias"], classes),
         "accuracy": _ratio(sums["hits"].sum(axis=1), pixels),
         **_trust(sums, pixels, bins),
         **_of_images(table.eces, weights),
@@ -214,28 +215,22 @@ def _scores(
     return scores, by_class
 
 
+def _with_classes(sums: Mapping[str, Float64]) -> dict[str, Float64]:
+    """Besides, the confusion matrices as `pairs` (b,C,C), and their `hits`, `true` and `predicted` pixels (b,C)."""
+    side = math.isqrt(sums["confusion"].shape[1])
+    pairs = sums["confusion"].reshape(-1, side, side)
+    hits = np.ascontiguousarray(np.diagonal(pairs, axis1=1, axis2=2))
+    return {**sums, "pairs": pairs, "hits": hits, "true": pairs.sum(axis=2), "predicted": pairs.sum(axis=1)}
+
+
 def _class_scores(sums: Mapping[str, Float64]) -> dict[str, Float64]:
     hits, true, predicted = sums["hits"], sums["true"], sums["predicted"]
     return {
         "iou": _ratio(hits, np.where(true > 0, true + predicted - hits, 0)),
         "accuracy": _ratio(hits, true),
         "precision": _ratio(hits, predicted),
+        "bias": class_bias(sums["pairs"]),
     }
-
-
-def _mean_of_known(values: Float64, classes: Sequence[int] | None) -> Float64:
-    """Means (b,) of rows without their NaN, in the order of addition of `mean_iou`.
-
-    Rows that lack the same classes are averaged together, which is quick: there are few such sets of classes.
-    """
-    chosen = values if classes is None else values[:, list(classes)]
-    known = ~np.isnan(chosen)
-    means = np.full(len(chosen), np.nan)
-    for pattern in np.unique(known, axis=0):
-        if pattern.any():
-            rows = (known == pattern).all(axis=1)
-            means[rows] = np.ascontiguousarray(chosen[rows][:, pattern]).mean(axis=1)
-    return means
 
 
 def _trust(sums: Mapping[str, Float64], pixels: Float64, bins: int) -> dict[str, Float64]:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics import calibration
 from calseg_cli.metrics.adaptive import adaptive_ece
+from calseg_cli.metrics.bias import class_bias, group_scores, spread_scores
 from calseg_cli.metrics.calibration import Convention, ece_of, sum_bins
 from calseg_cli.metrics.classwise import cece
 from calseg_cli.metrics.confusion import (
+    Confusion,
     class_accuracy,
     class_precision,
     iou,
@@ -42,6 +44,7 @@ class ClassScores:
 
     NaN (n/a) where there is no such pixel. Within a true class accuracy is recall, so `ece_true` tells where the error
     sits; only `ece` is a statement about trust in a prediction. `evaluated` says whether the means include the class.
+    `bias`: how often the class is predicted, every true class counting alike, minus its fair share.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ClassScores:
     confidence: float
     ece: float
     ece_true: float
+    bias: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,10 @@ class ImageScores:
 class Scores:
     """All scores of one tally, as shares of 1 (no percent); NaN is n/a.
 
-    Means over classes (`miou`, `macc`) are over the evaluated ones that have ground truth; everything else is over all
-    valid pixels. `ece_image` averages the images' own ECE, `ece_image_w` does so by their pixels, `ece_image_median` is
+    Means over classes (`miou`, `macc`, `iou_over` and its like) and spreads are over the evaluated ones that have
+    ground truth; everything else is over all valid pixels. A spread is a population standard deviation over the
+    classes; `_over` and `_under` are means over the classes that are predicted more and less often than is fair.
+    `ece_image` averages the images' own ECE, `ece_image_w` does so by their pixels, `ece_image_median` is
     their median; images without a valid pixel are left out of all three. `aece` has bins of equally many pixels and is
     off by `aece_bound` at most. `ece_by_pred` and `ece_by_true` sum over the histograms of classes. `risk_80` is the
     share of wrong pixels among the surest 80 %, `coverage_5` the largest share of pixels with 5 % wrong. `nll` is in
@@ -87,6 +93,13 @@ class Scores:
     convention: str
     miou: float
     macc: float
+    iou_spread: float
+    accuracy_spread: float
+    bias_spread: float
+    iou_over: float
+    iou_under: float
+    accuracy_over: float
+    accuracy_under: float
     accuracy: float
     mean_confidence: float
     signed_gap: float
@@ -185,8 +198,15 @@ def read_scores(
         num_invalid=tally.num_invalid,
         classes=_class_scores(tally, bins, classes, class_names),
         images=per_image,
+        **_balance(confusion, classes),
         **_extra_scores(tally, bins, tuple(class_names)),
     )
+
+
+def _balance(confusion: Confusion, classes: Sequence[int] | None) -> dict[str, Any]:
+    rows = (iou(confusion)[None], class_accuracy(confusion)[None], class_bias(confusion)[None])
+    found = spread_scores(*rows, classes) | group_scores(*rows, classes)
+    return {name: float(value[0]) for name, value in found.items()}
 
 
 def _extra_scores(tally: Tally, bins: int, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -218,6 +238,7 @@ def _class_scores(
         _confidence_by_group(tally.by_predicted),
         calibration.ece_by_group(tally.by_predicted, bins),
         calibration.ece_by_group(tally.by_true, bins),
+        class_bias(confusion),
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return tuple(

@@ -133,7 +133,7 @@ def tally_image(
 
     A pixel labelled `ignore` is counted as ignored; a labelled one with a NaN or infinite logit as invalid, and is in
     nothing else. Softmax is float32, sums are whole numbers; at most some rows of full size are alive, unless `extra`
-    asks for class-wise counts or a preset.
+    asks for class-wise counts, a preset or logits.
     Raises DataError where sizes differ or a label is neither a class nor `ignore`.
     """
     truth = _label_tensor(labels, logits, ignore)

@@ -89,7 +89,8 @@ class ConfidenceHistogram:
 @dataclass(frozen=True)
 class ClassRow:
     """One class. `pixels`, `iou`, `accuracy` go by the true class; `predicted_pixels`, `precision`, `mean_confidence`
-    and `ece` by the predicted one. NaN where nothing is there to measure.
+    and `ece` by the predicted one; `bias` is how often the class is predicted, every true class counting alike, minus
+    its fair share. NaN where nothing is there to measure.
     """
 
     name: str
@@ -101,6 +102,7 @@ class ClassRow:
     predicted_pixels: int
     mean_confidence: float
     precision: float
+    bias: float = math.nan
 
     @property
     def gap(self) -> float:
@@ -119,6 +121,52 @@ class RegionRow:
     signed_gap: float
     ece: float
     noise_floor: float
+
+
+@dataclass(frozen=True)
+class LogitSpread:
+    """How some logits lie: their mean, their quantiles (5,) at `LOGIT_LEVELS`, and their `density` (n,) by logit.
+
+    `distance` is how far they are from their anchor, in logits, and 0 for an anchor. NaN where there are no logits.
+    """
+
+    mean: float
+    quantiles: NDArray[np.float64]
+    density: NDArray[np.float64]
+    distance: float = 0.0
+
+
+@dataclass(frozen=True)
+class LogitRow:
+    """One class's logits on its own pixels (`positive`) and on those of others (`negative`).
+
+    `bias_by_logits` is the bias that the distributions of logits alone imply; `pixels` are those of the true class.
+    """
+
+    name: str
+    pixels: int
+    bias: float
+    bias_by_logits: float
+    positive: LogitSpread
+    negative: LogitSpread
+
+
+@dataclass(frozen=True)
+class LogitReport:
+    """The logits of each evaluated class in `rows`, and of all classes together in the two anchors.
+
+    `grid` (n,) are the logits at which densities are given, `bin_width` that of the counts, in logits.
+    """
+
+    grid: NDArray[np.float64]
+    bin_width: float
+    rows: Sequence[LogitRow]
+    positive: LogitSpread
+    negative: LogitSpread
+
+
+LOGIT_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Where the quantiles of a `LogitSpread` lie."""
 
 
 @dataclass(frozen=True)
@@ -191,3 +239,4 @@ class ReportData:
     regions: Sequence[RegionRow] = ()
     class_reliability: Sequence[Reliability] = ()
     selection: Selection | None = None
+    logits: LogitReport | None = None

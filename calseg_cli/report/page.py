@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 from calseg_cli.artifacts.whole_file import write_whole
-from calseg_cli.report import class_sections, example_section, headline, score_sections, trust_sections
+from calseg_cli.report import bias_section, class_sections, example_section, headline, score_sections, trust_sections
 from calseg_cli.report.data import ReportData
 from calseg_cli.report.markup import text
 from calseg_cli.report.stylesheet import SCRIPT, STYLE
@@ -21,6 +21,7 @@ def render_page(data: ReportData) -> str:
         ("selection", "Risk and coverage", trust_sections.selection(data)),
         ("scores", "Scores", score_sections.scores(data)),
         ("classes", "Classes", class_sections.classes(data)),
+        ("bias", "Bias", bias_section.bias(data)),
         ("class-calibration", "Calibration by class", trust_sections.class_calibration(data)),
         ("regions", "Regions", class_sections.regions(data)),
         ("confusion", "Confusion", class_sections.confusion(data)),

@@ -11,27 +11,41 @@ from typing import Any, Literal
 import numpy as np
 
 from calseg_cli.errors import ConfigError
-from calseg_cli.report.data import ClassRow, Compared, RegionRow, Reliability, ReportData
+from calseg_cli.report.data import (
+    LOGIT_LEVELS,
+    ClassRow,
+    Compared,
+    LogitReport,
+    LogitRow,
+    LogitSpread,
+    RegionRow,
+    Reliability,
+    ReportData,
+)
 from calseg_cli.report.wording import SCORES, interval_text, is_missing, number, percent, score_label, score_text
 
-ReportKind = Literal["iou", "ece", "full"]
+ReportKind = Literal["iou", "ece", "full", "bias"]
 Table = tuple[list[str], list[list[str]]]
-_KINDS = ("iou", "ece", "full")
+_KINDS = ("iou", "ece", "full", "bias")
 _IOU = ("miou", "macc", "accuracy")
 _ECE = (
     *("miou", "accuracy", "mean_confidence", "ece", "ece_image", "aece", "preset_ece", "cece"),
     *("signed_gap", "noise_floor", "noise_floor_image", "aurc", "nll", "brier"),
+)
+_BIAS = (
+    *("miou", "macc", "accuracy", "iou_spread", "accuracy_spread", "bias_spread"),
+    *("iou_over", "iou_under", "accuracy_over", "accuracy_under"),
 )
 _COMPARED = ("miou", "accuracy", "ece", "ece_image", "signed_gap", "nll", "brier")
 _Cell = Callable[[ClassRow], str]
 
 
 def score_rows(data: ReportData, report: str = "full") -> Table:
-    """Headers and rows of the dataset's scores: those about right and wrong, those about trust, or all.
+    """Headers and rows of the dataset's scores: those about right and wrong, about trust, about bias, or all.
 
-    Raises ConfigError for a report that is not "iou", "ece" or "full".
+    Raises ConfigError for a report that is not "iou", "ece", "full" or "bias".
     """
-    keys = {"iou": _IOU, "ece": _ECE, "full": tuple(data.scores)}[_checked(report)]
+    keys = {"iou": _IOU, "ece": _ECE, "bias": _BIAS, "full": tuple(data.scores)}[_checked(report)]
     rows = [
         [
             score_label(key),
@@ -73,10 +87,45 @@ def class_rows(data: ReportData, report: str = "full") -> Table:
         "gap": lambda row: number(row.gap, signed=True),
         "ECE": lambda row: number(row.ece),
     }
-    columns = {"iou": truth | {"precision": claims["precision"]}, "ece": claims, "full": truth | claims}[
-        _checked(report)
-    ]
+    if _checked(report) == "bias":
+        return _bias_rows(data, truth)
+    columns = {"iou": truth | {"precision": claims["precision"]}, "ece": claims, "full": truth | claims}[report]
     return ["class", *columns], [[row.name, *(cell(row) for cell in columns.values())] for row in data.classes]
+
+
+def _bias_rows(data: ReportData, truth: Mapping[str, _Cell]) -> Table:
+    """The classes from the most over-predicted to the most under-predicted, with their logits where counted."""
+    columns = [*truth.items(), ("bias", lambda row: number(row.bias, signed=True))]
+    found = {row.name: logit_cells(row) for row in data.logits.rows} if data.logits is not None else {}
+    rows = [
+        [row.name, *(cell(row) for _, cell in columns), *found.get(row.name, {}).values()]
+        for row in sorted(data.classes, key=lambda row: math.inf if is_missing(row.bias) else -row.bias)
+    ]
+    return ["class", *(name for name, _ in columns), *next(iter(found.values()), {})], rows
+
+
+def logit_cells(row: LogitRow) -> dict[str, str]:
+    """What the logits of a class say, as text by heading."""
+    return {
+        "by logits": number(row.bias_by_logits, signed=True),
+        "own logit": number(row.positive.mean, decimals=2, signed=True),
+        "others' logit": number(row.negative.mean, decimals=2, signed=True),
+        "own to anchor": number(row.positive.distance, decimals=2),
+        "others' to anchor": number(row.negative.distance, decimals=2),
+    }
+
+
+def logit_note(data: ReportData) -> str:
+    """What the columns of the logits mean, in a few lines; empty where they were not counted."""
+    if data.logits is None:
+        return ""
+    own, others = (number(one.mean, decimals=2, signed=True) for one in (data.logits.positive, data.logits.negative))
+    return (
+        "bias: how often the class is predicted, every true class counting alike, minus its fair share; above 0 is "
+        "over-predicted.\nby logits: the same as the distributions of logits alone imply. own logit: mean of the "
+        f"class's logit on its own pixels; others' logit: on those of each other class.\nanchors: {own} and {others}, "
+        "all classes together; to anchor: how far a class's logits are from them."
+    )
 
 
 def region_rows(data: ReportData, report: str = "full") -> Table:
@@ -92,7 +141,7 @@ def region_rows(data: ReportData, report: str = "full") -> Table:
         "ECE": lambda row: number(row.ece),
         "noise floor": lambda row: number(row.noise_floor),
     }
-    columns = truth if _checked(report) == "iou" else truth | claims
+    columns = truth if _checked(report) in ("iou", "bias") else truth | claims
     return ["region", *columns], [[row.name, *(cell(row) for cell in columns.values())] for row in data.regions]
 
 
@@ -131,6 +180,8 @@ def _cells(data: ReportData) -> Iterator[tuple[str, str, str, Any]]:
         for key, value in _class_document(row).items():
             if key not in ("name", "color"):
                 yield "class", row.name, key, value
+    for found in data.logits.rows if data.logits is not None else ():
+        yield from (("class", found.name, key, value) for key, value in _logit_numbers(found).items())
     for region in data.regions:
         yield from (("region", region.name, key, value) for key, value in _region_document(region).items())
     for image in data.images:
@@ -157,6 +208,7 @@ def to_document(data: ReportData) -> dict[str, Any]:
         "confusion": data.confusion.tolist(),
         **({"regions": {row.name: _plain(_region_document(row)) for row in data.regions}} if data.regions else {}),
         **({} if data.intervals is None else {"intervals": _plain(vars(data.intervals))}),
+        **({} if data.logits is None else {"logits": _plain(_logit_document(data.logits))}),
     }
 
 
@@ -176,6 +228,37 @@ def _class_document(row: ClassRow) -> dict[str, Any]:
 
 def _region_document(row: RegionRow) -> dict[str, Any]:
     return {item.name: _scalar(getattr(row, item.name)) for item in fields(row) if item.name != "name"}
+
+
+def _logit_document(logits: LogitReport) -> dict[str, Any]:
+    return {
+        "bin_width": logits.bin_width,
+        "quantile_levels": LOGIT_LEVELS,
+        "anchors": {"positive": _spread_document(logits.positive), "negative": _spread_document(logits.negative)},
+        "classes": [
+            {
+                "name": row.name,
+                "bias_by_logits": row.bias_by_logits,
+                "positive": {**_spread_document(row.positive), "distance": row.positive.distance},
+                "negative": {**_spread_document(row.negative), "distance": row.negative.distance},
+            }
+            for row in logits.rows
+        ],
+    }
+
+
+def _spread_document(spread: LogitSpread) -> dict[str, Any]:
+    return {"mean": spread.mean, "quantiles": spread.quantiles}
+
+
+def _logit_numbers(row: LogitRow) -> dict[str, float]:
+    return {
+        "bias_by_logits": row.bias_by_logits,
+        "positive_logit": row.positive.mean,
+        "negative_logit": row.negative.mean,
+        "positive_distance": row.positive.distance,
+        "negative_distance": row.negative.distance,
+    }
 
 
 def _reliability_document(reliability: Reliability) -> dict[str, Any]:

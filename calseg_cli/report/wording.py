@@ -26,6 +26,19 @@ class Score:
 SCORES: dict[str, Score] = {
     "miou": Score("mIoU", "higher", "accuracy", "Intersection over union, averaged over the classes that occur."),
     "macc": Score("mAcc", "higher", "accuracy", "Share of each true class that is found, averaged over the classes."),
+    "iou_spread": Score(
+        "spread of IoU", "", "accuracy", "How unequal the classes' IoU are: their standard deviation over the classes."
+    ),
+    "accuracy_spread": Score(
+        "spread of accuracy", "", "accuracy", "The same of the shares of each true class that are found."
+    ),
+    "bias_spread": Score(
+        "spread of bias", "lower", "accuracy", "The same of the classes' biases; 0 where none is preferred."
+    ),
+    "iou_over": Score("mIoU, over-predicted", "higher", "accuracy", "mIoU of the classes with a bias above 0."),
+    "iou_under": Score("mIoU, under-predicted", "higher", "accuracy", "mIoU of the classes with a bias below 0."),
+    "accuracy_over": Score("mAcc, over-predicted", "higher", "accuracy", "mAcc of the classes with a bias above 0."),
+    "accuracy_under": Score("mAcc, under-predicted", "higher", "accuracy", "mAcc of the classes with a bias below 0."),
     "accuracy": Score("accuracy", "higher", "accuracy", "Share of the labelled pixels that are right."),
     "mean_confidence": Score("mean confidence", "", "accuracy", "How sure the network is on average."),
     "ece": Score(

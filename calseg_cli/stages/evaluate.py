@@ -25,9 +25,11 @@ from calseg_cli.metrics.intervals import LEVEL, Draws, check_resamples, interval
 from calseg_cli.metrics.intervals import measured as measured_scores
 from calseg_cli.metrics.scores import Scores, read_scores
 from calseg_cli.metrics.tally import Tally
+from calseg_cli.report.bias_figure import bias_figure
 from calseg_cli.report.data import Compared, Intervals, ReportData
+from calseg_cli.report.drawing import save_png
 from calseg_cli.report.page import write_page
-from calseg_cli.report.tables import class_rows, region_rows, score_rows, to_csv, to_document, to_json
+from calseg_cli.report.tables import class_rows, logit_note, region_rows, score_rows, to_csv, to_document, to_json
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.comparison import earlier_results
 from calseg_cli.stages.corrections import Loaded, corrected
@@ -54,12 +56,19 @@ class Evaluated:
     failed: list[str]
 
     def tables(self, report: str) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Title, headers and rows of the tables of a report: "iou", "ece" or "full"."""
+        """Title, headers and rows of the tables of a report: "iou", "ece", "full" or "bias"."""
         return [
             (f"{self.data.title} ({len(self.data.images)} images)", *score_rows(self.data, report)),
             ("by class", *class_rows(self.data, report)),
             *([("by region", *region_rows(self.data, report))] if self.data.regions else []),
         ]
+
+    def notes(self, report: str) -> list[str]:
+        """What a reader of these tables has to know besides, a line each."""
+        if report == "bias":
+            return logit_note(self.data).splitlines()
+        told = (f"{name}: {self.data.protocol[name]}" for name in ("preset", "regions") if name in self.data.protocol)
+        return [self.data.convention, *told] if report != "iou" else []
 
     def csv(self) -> str:
         """The report as CSV text."""
@@ -230,5 +239,7 @@ def _write(folder: Path, tally: Tally, meta: Mapping[str, Any], data: ReportData
     write_tally(folder / "metrics.h5", tally, meta, force=True)
     write_whole(folder / "scores.json", to_json(data))
     write_whole(folder / "scores.csv", to_csv(data))
+    if data.logits is not None:
+        save_png(bias_figure(data.logits), folder / "bias.png")
     if html:
         write_page(folder / "report.html", data)

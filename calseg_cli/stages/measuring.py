@@ -47,7 +47,7 @@ def extra_counts(options: Evaluate, class_names: Sequence[str]) -> Extra:
             options.boundary_distance,
             options.boundary_void,
         )
-    return Extra(options.classwise, rule, options.preset)
+    return Extra(options.classwise, rule, options.preset, logits=options.report == "bias")
 
 
 def _tallies(

@@ -24,6 +24,7 @@ from calseg_cli.report.data import (
     Selection,
 )
 from calseg_cli.report.pictures import colorize
+from calseg_cli.stages.logit_report import logit_report
 from calseg_cli.stages.pictures import decide
 from calseg_cli.stages.roads import Road
 
@@ -60,6 +61,7 @@ def report_data(
         regions=[RegionRow(**vars(row)) for row in scores.regions],
         class_reliability=_class_reliability(tally, scores, bins),
         selection=selection(tally.by_predicted),
+        logits=logit_report(tally.extra.logits, scores) if tally.extra.logits is not None else None,
         command=str(provenance["command"]),
     )
 
@@ -107,6 +109,7 @@ def _class_rows(road: Road, scores: Scores) -> list[ClassRow]:
             predicted_pixels=row.predicted_pixels,
             mean_confidence=row.confidence,
             precision=row.precision,
+            bias=row.bias,
         )
         for row, color in zip(scores.classes, road.palette, strict=True)
         if row.evaluated

@@ -209,7 +209,10 @@ def test_a_subset_moves_the_means_over_classes_and_nothing_else(tally):
     changed = {
         f.name for f in dataclasses.fields(Scores) if repr(getattr(whole, f.name)) != repr(getattr(part, f.name))
     }
-    assert changed == {"miou", "macc", "classes", "images"}
+    balance = {"iou_spread", "accuracy_spread", "bias_spread"}
+    balance |= {f"{name}_{group}" for name in ("iou", "accuracy") for group in ("over", "under")}
+    assert changed <= {"miou", "macc", "classes", "images"} | balance
+    assert {"miou", "macc", "classes", "images", "iou_spread", "accuracy_spread", "bias_spread"} <= changed
 
 
 def test_nothing_measured_is_not_available():

@@ -47,7 +47,7 @@ def test_shares_of_pixels_add_up(report: ReportData) -> None:
 def test_an_unknown_report_is_refused(report: ReportData, table: Callable[..., object]) -> None:
     with pytest.raises(ConfigError, match="'eec'") as caught:
         table(report, "eec")
-    assert caught.value.hint == "choose iou, ece or full"
+    assert caught.value.hint == "choose iou, ece, full or bias"
 
 
 def test_missing_scores_are_not_available(make_report: Callable[..., ReportData]) -> None:
