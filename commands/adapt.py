@@ -11,7 +11,6 @@ from calseg_cli.commands._options import (
     Device,
     Force,
     Name,
-    Prototypes,
     Resume,
     Seed,
     Split,
@@ -24,14 +23,16 @@ if TYPE_CHECKING:
     from calseg_cli.config import Resolved
 
 TRAINING, ROUNDS, CALSFDA, ADABN = "Training", "Methods: cbst, calsfda", "Method: calsfda", "Method: adabn"
-FRAME = "Methods: self-training, dacal"
+FRAME = "Methods: self-training, dacal, blda"
+ONLINE = "online"
 
 
 def adapt(
     session: Session,
     *,
     method: Annotated[
-        str | None, typer.Option(help="How to adapt: adabn, tent, cbst, calsfda, self-training or dacal.")
+        str | None,
+        typer.Option(help="How to adapt: adabn, tent, cbst, calsfda, self-training, dacal, blda; or dacal+blda."),
     ] = None,
     checkpoint: Annotated[
         str | None,
@@ -96,7 +97,14 @@ def adapt(
     valuenet: Annotated[
         Path | None, typer.Option(help="The value net; the run's own without it.", rich_help_panel=INPUT)
     ] = None,
-    prototypes: Prototypes = None,
+    prototypes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH|online",
+            help="Label by the nearest of these prototypes, or online: of prototypes counted as it trains.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     calibrator: Calibrator = None,
     tensorboard: Tensorboard = False,
     name: Name = None,
@@ -119,6 +127,7 @@ def adapt(
         "device": device,
         "workers": workers,
     }
+    online = prototypes == Path(ONLINE)
     chosen = {
         "batch_size": batch_size,
         "steps": steps,
@@ -138,6 +147,7 @@ def adapt(
         "keep": keep,
         "visualize": visualize,
         "oracle": oracle or None,
+        "prototypes": ONLINE if online else None,
     }
     resolved = session.load(common)
     resolved = session.load({**common, **_of_method(resolved, chosen)})
@@ -146,7 +156,7 @@ def adapt(
 
     trained = stage(
         resolved,
-        load_corrections(prototypes, calibrator),
+        load_corrections(None if online else prototypes, calibrator),
         checkpoint=checkpoint,
         value_net=valuenet,
         resume=resume,

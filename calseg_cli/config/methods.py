@@ -6,7 +6,7 @@ from pydantic import Field
 
 from calseg_cli.config.adapt_steps import AdaptSteps, Weight
 from calseg_cli.config.section import Section, key, section
-from calseg_cli.config.self_training import DACal, SelfTraining
+from calseg_cli.config.self_training import BLDA, DACal, SelfTraining
 from calseg_cli.config.training import Augment
 from calseg_cli.config.values import Bool, DomainRole, Float, Int, Positive, Probability, Split, Text
 
@@ -87,12 +87,13 @@ class CalSFDA(Rounds):
 class Adapt(Section):
     """How a trained network is moved to the target, whose labels are never read."""
 
-    method: Text = key("adabn", "Method: adabn, tent, cbst, calsfda, self-training or dacal.")
+    method: Text = key("adabn", "Method: adabn, tent, cbst, calsfda, self-training, dacal, blda; or dacal+blda.")
     domain: DomainRole = key("target", "Whose images to adapt to: source or target.")
     split: Split = key("train", "Split to adapt on: train, val or test.")
     adabn: AdaBN = section(AdaBN, "Options of adabn.")
     tent: Tent = section(Tent, "Options of tent.")
     cbst: CBST = section(CBST, "Options of cbst.")
     calsfda: CalSFDA = section(CalSFDA, "Options of calsfda.")
-    self_training: SelfTraining = section(SelfTraining, "Options of self-training, and of dacal, which builds on it.")
+    self_training: SelfTraining = section(SelfTraining, "Options of self-training; dacal and blda build on it.")
     dacal: DACal = section(DACal, "What dacal adds to self-training.")
+    blda: BLDA = section(BLDA, "What blda adds to self-training.")

@@ -10,7 +10,7 @@ from calseg_cli.config.training import Augment
 from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Positive, Probability, Range, Text
 
 _FRAME = "self_training"
-_PLUGGED = ("dacal",)
+_PLUGGED = ("dacal", "blda")
 Decay = Annotated[Float, Field(ge=0, lt=1)]
 
 
@@ -47,6 +47,9 @@ class SelfTraining(AdaptSteps):
         "batch", "Weight of target pixels: share of sure ones in the batch (DACS), in each image, or one."
     )
     threshold: Probability = key(0.968, "Probability from which the teacher is sure of a pixel, 0 to 1.")
+    prototypes: Literal["off", "online"] = key(
+        "off", "online: pseudo-labels by prototypes counted as it trains, by section prototypes (prior 0: 1000)."
+    )
     threshold_labels: Bool = key(False, "Leave out pixels below the threshold in place of weighting all by quality.")
     ignore_top: Int = key(0, "Rows at a target image's top that teach nothing; at least 0.", ge=0)
     ignore_bottom: Int = key(0, "Rows at a target image's bottom that teach nothing; at least 0.", ge=0)
@@ -117,6 +120,25 @@ class DACal(Section):
     hard_share: Probability = key(0.0, "Share of a pixel's lesson that is the teacher's class; 0 to 1.")
     hard_weight: Weight = key(0.0, "Weight of a second mix, of what the first left out, with hard labels; at least 0.")
     alarms: Bool = key(True, "Teach hard labels while temperatures stick to their bounds or the quality has halved.")
+
+
+class BLDA(Section):
+    """BLDA: classes are taught through logits that are moved away from anchors all share (arXiv 2512.06886)."""
+
+    tau: Weight = key(0.1, "Strength of the offsets: 0.1 serves mean IoU, 1 mean accuracy; at least 0.")
+    warm_up: Int = key(30, "Steps that gather the logits' distributions before offsets are used.", ge=0)
+    components: Int = key(5, "Gaussians in each distribution; at least 1.", ge=1, le=64)
+    em_steps: Int = key(3, "Steps of expectation maximisation a batch; at least 1.", ge=1, le=100)
+    momentum: Decay = key(0.99, "What a distribution keeps of itself a batch; 0 to below 1.")
+    min_pixels: Int = key(100, "Pixels of a class that a batch must have to count; at least 1.", ge=1)
+    max_samples: Int = key(1024, "Pixels of each class that a batch's fit reads; at least 1.", ge=1)
+    anchor_samples: Int = key(16384, "Pixels that a batch's fit of the anchors reads; at least 1.", ge=1)
+    nodes: Int = key(256, "Nodes of each table of offsets; at least 2.", ge=2, le=65536)
+    tail: Literal["hold", "clip"] = key(
+        "hold", "Outliers keep the offset of the tail_quantile; or are moved to the anchor's (the authors' code)."
+    )
+    tail_quantile: Annotated[Float, Field(gt=0, lt=0.5)] = key(0.01, "Share of a cell's logits at each end that are.")
+    density_weight: Weight = key(0.0, "Weight of a head that learns each pixel's place in its class; 0 for no head.")
 
 
 def sections_of(method: str) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ Outer = Literal["held-out", "held-out+hard", "source", "source+hard"]
 Mask = Literal["complementary", "same", "own"]
 _OWN_MASKS, _STRENGTHEN, _STRENGTHEN_HARD = range(3)  # what a random stream is for
 _SLOW = 0.9  # of what is watched for alarms, a step
-_TOO_MANY_AT_BOUNDS, _TOO_LOW_QUALITY = 0.2, 0.5
+_TOO_MANY_AT_BOUNDS, _TOO_LOW_QUALITY, _TOO_FAR = 0.2, 0.5, 0.15
+_SETTLING = 20
+"""Looks over which the usual shares of classes are the mean: those of a few images say little."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class DACalOptions:
     `interval` steps lie between two steps of the temperature network. `hard_share` of a target pixel's lesson is the
     teacher's class, the rest its softened probabilities. `hard_weight` adds the complementary mix of the training
     images with hard labels to the loss. With `alarms`, hard labels are taught as long as temperatures lie at their
-    bounds or the quality weight has halved.
+    bounds, the quality weight has halved, or the shares of classes have drifted.
     """
 
     learning: Learning = field(default_factory=Learning)
@@ -58,6 +60,9 @@ class DACal(Plugin):
     quality: Tensor
     usual_quality: Tensor
     at_bound: Tensor
+    looks: Tensor
+    shares: Tensor
+    usual_shares: Tensor
 
     def __init__(self, network: nn.Module, options: DACalOptions | None = None, *, seed: int = 0) -> None:
         super().__init__()
@@ -77,6 +82,9 @@ class DACal(Plugin):
         )
         for name in ("quality", "usual_quality", "at_bound"):
             self.register_buffer(name, torch.zeros(()))
+        for name in ("shares", "usual_shares"):
+            self.register_buffer(name, torch.zeros(int(network.num_classes)))  # type: ignore[arg-type]
+        self.register_buffer("looks", torch.zeros((), dtype=torch.int64))
         self.register_buffer("fallen", torch.zeros((), dtype=torch.bool))
 
     @property
@@ -88,7 +96,7 @@ class DACal(Plugin):
         """Softened probabilities (B,C,H,W), after a step of the temperature network; None while an alarm is on."""
         if view.step % self.options.interval == 0:
             self.learner.step(view.student, logits, self._inner(view), self._outer(view))
-        self._watch(view, logits)
+        self._watch(view)
         if bool(self.fallen):
             return None
         return self._soft(view, logits)
@@ -117,7 +125,8 @@ class DACal(Plugin):
 
     def report(self) -> dict[str, float]:
         """The temperatures of the last step, and whether hard labels have taken over."""
-        return {**self.learner.report(), "fallen_back": float(self.fallen)}
+        moved = (self.shares - self.usual_shares).abs().sum() / 2
+        return {**self.learner.report(), "class_drift": float(moved), "fallen_back": float(self.fallen)}
 
     @torch.no_grad()
     def _soft(self, view: View, logits: Tensor) -> Tensor:
@@ -157,8 +166,8 @@ class DACal(Plugin):
         return images, labels, view.masks if self.options.mask == "same" else ~view.masks
 
     @torch.no_grad()
-    def _watch(self, view: View, logits: Tensor) -> None:
-        """Fall back to hard labels while the temperatures are of no use, or the target teaches ever less."""
+    def _watch(self, view: View) -> None:
+        """Fall back to hard labels while the temperatures are of no use, or the target teaches ever less or else."""
         quality = view.target_weights.mean()
         first = bool(self.usual_quality == 0)
         near = self.learner.report().get("temperature_at_bound", 0.0)
@@ -168,7 +177,19 @@ class DACal(Plugin):
         self.quality.lerp_(quality, 1 - _SLOW)
         self.at_bound.lerp_(self.at_bound.new_tensor(near), 1 - _SLOW)
         alarmed = (self.at_bound > _TOO_MANY_AT_BOUNDS) | (self.quality < _TOO_LOW_QUALITY * self.usual_quality)
-        self.fallen.copy_(alarmed & self.options.alarms)
+        self.fallen.copy_((alarmed | (self._drift(view) > _TOO_FAR)) & self.options.alarms)
+
+    def _drift(self, view: View) -> Tensor:
+        """How far the teacher's classes have moved, 0 to 1: the share of pixels that lie with other classes than first.
+
+        Soft labels have no force of their own that holds a class where it is: over long runs one takes the others'
+        place while confidence and quality stay what they were (docs/soft_vs_hard.md).
+        """
+        found = view.teacher_labels.flatten().bincount(minlength=len(self.shares)).float() / view.teacher_labels.numel()
+        self.looks += 1
+        self.usual_shares.lerp_(found, float(self.looks <= _SETTLING) / float(self.looks))
+        self.shares.lerp_(found, max(1 - _SLOW, 1 / float(self.looks)))
+        return (self.shares - self.usual_shares).abs().sum() / 2 * (self.looks > _SETTLING)
 
 
 def build_dacal(network: nn.Module, *, seed: int = 0, **options: Any) -> DACal:

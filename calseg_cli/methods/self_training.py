@@ -22,11 +22,13 @@ from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.batch_statistics import own_statistics, predicting
 from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.forward import dense_logits, native_logits, upsample_logits
-from calseg_cli.engine.method import Method
+from calseg_cli.engine.method import Method, ParameterGroup
 from calseg_cli.engine.moving_average import decay_at, move_average
 from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
 from calseg_cli.methods.feature_distance import FeatureDistance, encoder_seen
+from calseg_cli.methods.parted_network import Parted
+from calseg_cli.methods.prototype_labels import PrototypeLabels
 from calseg_cli.methods.self_training_labels import Labels, Taught, Trust, taught
 from calseg_cli.methods.self_training_view import Plugin, View
 
@@ -89,7 +91,8 @@ class SelfTraining(Method):
     The terms: "source", cross-entropy on source images over labelled pixels; "mix", on the mix, over all pixels;
     "feature_distance" with the bases daformer and mic; "masked" with mic; then the plugins'. `reference` is the
     encoder that the feature distance keeps to, the network's own at the start without it. `label_correction` changes
-    the teacher's logits (C,h,w) of one image (3,H,W) before they are labels; weights come from the uncorrected ones.
+    the teacher's logits (C,h,w) of one image (3,H,W) before they are labels, `prototypes`, counted as it trains, those
+    of a batch before that; weights come from the uncorrected ones.
     """
 
     name: ClassVar[str] = "self-training"
@@ -105,6 +108,7 @@ class SelfTraining(Method):
         plugins: Iterable[Plugin] = (),
         reference: nn.Module | None = None,
         label_correction: Callable[[Tensor, Tensor], Tensor] | None = None,
+        prototypes: PrototypeLabels | None = None,
     ) -> None:
         super().__init__(network)
         self.frame = frame or Frame()
@@ -112,7 +116,7 @@ class SelfTraining(Method):
         self.teacher = copy.deepcopy(network).requires_grad_(False)
         self.plugins = nn.ModuleList(plugins)
         self.distance = self._distance(reference)
-        self.label_correction = label_correction
+        self.label_correction, self.prototypes = label_correction, prototypes
         self.class_weights: Tensor | None = None
         """(C,) how much a source pixel counts by its class, in the source's images and in the mix; None for the same.
 
@@ -165,6 +169,11 @@ class SelfTraining(Method):
         self.teacher.eval()
         return self
 
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The student's, then the plugins'."""
+        further = [group for plugin in self.openings for group in plugin.parameter_groups()]
+        return [*super().parameter_groups(), *further]
+
     def deployed(self) -> nn.Module:
         """The student, or the teacher where it is to be kept."""
         return self.teacher if self.frame.keep == "teacher" else self.network
@@ -192,6 +201,8 @@ class SelfTraining(Method):
         source, labels, _ = _of_one_size(batch)
         terms = self._source_terms(source, labels)
         view, believed, logits = self._see(batch)
+        if self.prototypes is not None:  # of the batches before: a look at a batch must not count it
+            self.prototypes.count(view.teacher_logits, view.geometry)
         lesson = self._lesson(view, believed, batch)
         terms["mix"] = self.frame.mix_weight * self._mix_loss(view.dense(logits), lesson, view)
         if self.frame.base == "mic" and self.frame.masking.weight:
@@ -208,7 +219,7 @@ class SelfTraining(Method):
         trusted, known = self.frame.trust(confidence), self._source_weights(labels)
         masks = class_mix_masks(labels, self._generator(batch, _MIX))
         images = self._strengthened(mixed(source, target, masks), batch, _STRENGTHEN)
-        student = _Parted(self.network)
+        student = Parted(self.network)
         logits, geometry = native_logits(student, images)
         believed = self._believed(raw, target)
         view = View(
@@ -226,7 +237,7 @@ class SelfTraining(Method):
             target_weights=trusted,
             geometry=geometry,
             mixed_images=images,
-            mixed_features=student.features,
+            student_features=student.features,
             weights=mixed(known, trusted, masks),
             augmentation=self.frame.strong,
             student=self.network,
@@ -312,6 +323,8 @@ class SelfTraining(Method):
     @torch.no_grad()
     def _believed(self, raw: Tensor, images: Tensor) -> Tensor:
         """The teacher's logits (B,C,h,w) as the user's corrections leave them."""
+        if self.prototypes is not None:
+            raw = self.prototypes(raw)
         if self.label_correction is None:
             return raw
         return torch.stack([self.label_correction(*pair) for pair in zip(raw, images, strict=True)])
@@ -368,24 +381,3 @@ def _of_one_size(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     assert batch.target_images is not None
     check_sizes(tuple(batch.source_images.shape[-2:]), tuple(batch.target_images.shape[-2:]))
     return batch.source_images, batch.source_labels, batch.target_images
-
-
-class _Parted:
-    """A network whose pass stops at the features on its way, where it has a way to stop there."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self.num_classes = int(getattr(network, "num_classes", 0))
-        self.stride, self.divisor = int(getattr(network, "stride", 1)), int(getattr(network, "divisor", 1))
-        self.align_corners = bool(getattr(network, "align_corners", False))
-        self.features: Tensor | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        extract, classify = (getattr(self._network, name, None) for name in ("features", "classify"))
-        if extract is None or classify is None:
-            logits: Tensor = self._network(images)
-            return logits
-        features: Tensor = extract(images)
-        self.features = features.detach()
-        classified: Tensor = classify(features)
-        return classified

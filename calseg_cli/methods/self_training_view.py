@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.forward import upsample_logits
+from calseg_cli.engine.method import ParameterGroup
 
 if TYPE_CHECKING:
     from calseg_cli.artifacts.geometry import Geometry
@@ -27,8 +28,8 @@ class View:
     raw ones on the target's images, `teacher_labels` (B,H,W) the classes it names, `source_weights` (B,H,W) how
     much each source pixel counts, 0 without a label, `target_weights` (B,H,W) each target pixel and `weights` (B,H,W)
     each pixel of the mix. `mixed_images` (B,3,H,W) is the
-    strongly augmented mix that the student was shown, `mixed_features` (B,D,h,w) its features there, detached; None
-    where the network has no `features` and `classify`. `geometry` says where the grid lies on the pixels.
+    strongly augmented mix that the student was shown, `student_features` (B,D,h,w) its features there with their graph;
+    None where the network has no `features` and `classify`. `geometry` says where the grid lies on the pixels.
     """
 
     step: int
@@ -45,10 +46,15 @@ class View:
     target_weights: Tensor
     geometry: "Geometry"
     mixed_images: Tensor
-    mixed_features: Tensor | None
+    student_features: Tensor | None
     weights: Tensor
     augmentation: StrongAugmentation
     student: nn.Module
+
+    @property
+    def mixed_features(self) -> Tensor | None:
+        """The student's features (B,D,h,w) of the mix, detached."""
+        return None if self.student_features is None else self.student_features.detach()
 
     def generator(self, purpose: int) -> Generator:
         """A plugin's random numbers of this step, on the CPU: one stream a purpose, counted from 0."""
@@ -79,7 +85,7 @@ class Plugin(nn.Module):
         return None
 
     def correct(self, logits: Tensor, labels: Tensor, domain: Tensor) -> Tensor:
-        """The student's logits (B,C,H,W) as the terms "source" and "mix" are to see them.
+        """The student's logits (B,C,H,W) as the terms "source" and "mix" are to see them, in this order.
 
         `labels` (B,H,W) are the classes taught, 255 for none; `domain` (B,1,H,W) bool is True on source pixels.
         """
@@ -88,6 +94,10 @@ class Plugin(nn.Module):
     def terms(self, view: View) -> dict[str, Tensor]:
         """Further weighted loss terms by name."""
         return {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Further parameters that the loop's optimiser moves."""
+        return []
 
     def after_step(self, step: int) -> None:
         """After the optimiser and the teacher."""

@@ -1,7 +1,7 @@
 """Owns how self-training on mixed images is fed: source images beside the target's, and what the method is built of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.methods import ADAPTATIONS, PLUGINS, build_adaptation
+from calseg_cli.methods.prototype_labels import PrototypeLabels
 from calseg_cli.methods.self_training import Frame, Masking, SelfTraining, check_sizes
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin
 from calseg_cli.networks.build import NETWORKS, build_network
+from calseg_cli.stages.calibrate_prototypes import check_section, options_of
 from calseg_cli.stages.class_weights import class_weights
 from calseg_cli.stages.corrections import Loaded, correct
 from calseg_cli.stages.domains import DomainData, open_domain
@@ -35,6 +37,8 @@ _EVERY = 8
 """One source image in so many is held out of training where the source's val split is not to be used."""
 _DAFORMER_PIXELS, _DAFORMER_AREA = 3000, 512 * 512
 _UNTAUGHT = 0.01
+_PRIOR, _KEPT = 1000.0, 0.99
+"""Of prototypes counted in training: the first batch has none yet, and the teacher of long ago is another one."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,20 @@ def build_method(
         plugins=_plugins(resolved, loaded.network),
         reference=_reference(options, loaded, progress),
         label_correction=_label_correction(corrections),
+        prototypes=_prototypes(resolved, len(loaded.class_names)),
     )
     assert isinstance(method, SelfTraining)
     return method
+
+
+def _prototypes(resolved: Resolved, classes: int) -> PrototypeLabels | None:
+    """Counted as it trains, where asked for. Raises ConfigError for options that need all images at once."""
+    section = resolved.config.prototypes
+    if resolved.config.adapt.self_training.prototypes == "off":
+        return None
+    check_section(section, resolved, None)
+    options = replace(options_of(section), prior=section.prior or _PRIOR)
+    return PrototypeLabels(classes, options, _KEPT if section.forget is None else section.forget)
 
 
 def frame_of(options: Options, class_names: Sequence[str]) -> Frame:

@@ -70,7 +70,7 @@ def test_the_statistics_at_the_end_are_those_of_the_policy(work, calseg):
 
 def test_it_continues_after_a_kill_to_the_same_bits(work, calseg):
     words = (*ADAPT, "--base", "mic", "--labels", "sampled", "--keep", "teacher", "--checkpoint", f"{RUN}/1-pretrain")
-    words = (*words, "--set", "adapt.self_training.checkpoint_every=1")
+    words = (*words, "--set", "adapt.self_training.checkpoint_every=1", "--prototypes", "online")
     assert calseg(*words, "--name", "whole", cwd=work).code == 0
     stage = work / "runs/broken/4-adapt-self-training"
     again = (*words, "--name", "broken")
@@ -131,6 +131,13 @@ def test_it_says_where_nothing_of_it_was_used(work, calseg):
         (("--method", "self-training", "--rounds", "2"), 2, "--rounds has no effect"),
         (("--method", "self-training", "--guidance", "none"), 2, "--guidance has no effect"),
         (("--method", "tent", "--base", "mic"), 2, "--base has no effect"),
+        (("--method", "cbst", "--prototypes", "online"), 2, "--prototypes has no effect"),
+        (("--method", "self-training", "--prototypes", "offline"), 3, "offline"),
+        (
+            ("--method", "self-training", "--prototypes", "online", "--set", "prototypes.iterations=2"),
+            2,
+            "online prototypes see each image once",
+        ),
         (("--method", "cbst", "--keep", "teacher"), 2, "--keep has no effect"),
         (("--method", "self-training", "--base", "dcas"), 2, "dacs, daformer, mic"),
         (("--method", "self-training", "--ema", "1"), 2, "adapt.self_training.ema"),

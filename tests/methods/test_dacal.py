@@ -164,6 +164,30 @@ def test_a_falling_quality_falls_back_to_hard_labels_and_a_risen_one_ends_that(n
     assert not back[-1]
 
 
+def test_classes_that_take_the_place_of_others_raise_the_alarm(network, make_batch):
+    method = dacal(network, alarms=True)
+    plugin = method.openings[0]
+    view, believed, _ = method._see(make_batch(0))
+
+    def looked(classes, times):
+        other = copy.copy(view)
+        object.__setattr__(other, "teacher_labels", classes)
+        return [plugin.targets(other, believed) is None for _ in range(times)]
+
+    generator = torch.Generator().manual_seed(0)
+    shape = view.teacher_labels.shape
+    usual = [torch.randint(0, 3, shape, generator=generator) for _ in range(40)]
+    assert not any(looked(classes, 1)[0] for classes in usual)  # single images differ much more than their mean
+    assert plugin.report()["class_drift"] < 0.05
+    drifted = usual[0].clone()
+    drifted[usual[0] == 1] = 0
+    given = looked(drifted, 30)
+    assert not given[0]
+    assert given[-1]
+    assert plugin.report()["class_drift"] == pytest.approx(1 / 3, abs=0.05)
+    assert not looked(usual[0], 30)[-1]
+
+
 def test_temperatures_at_their_bound_raise_the_alarm(network, make_batch):
     method = dacal(network, alarms=True, lr=1e-12, level_lr=1e-12)
     with torch.no_grad():
