@@ -7,6 +7,7 @@ from torch import nn
 
 from calseg_cli.engine.method import Method
 from calseg_cli.methods.adabn import AdaBN
+from calseg_cli.methods.blda import build_blda
 from calseg_cli.methods.calsfda import CalSFDA
 from calseg_cli.methods.cbst import CBST
 from calseg_cli.methods.dacal import build_dacal
@@ -18,7 +19,7 @@ ADAPTATIONS: dict[str, type[Method]] = {kind.name: kind for kind in (AdaBN, Tent
 """What `calseg adapt --method` takes."""
 
 
-PLUGINS: dict[str, Callable[..., Plugin]] = {"dacal": build_dacal}
+PLUGINS: dict[str, Callable[..., Plugin]] = {"dacal": build_dacal, "blda": build_blda}
 """What builds on self-training: `--method` takes these names too, and several joined by "+". Each is called with the
 network, `seed` and the options of its section."""
 
