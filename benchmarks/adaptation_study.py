@@ -49,6 +49,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "calsfda/two-rounds": ("--method", "calsfda", "--rounds", "2", *LAST),
     "self-training-hard": ("--method", "self-training"),
     "self-training-soft": ("--method", "self-training", "--labels", "soft"),
+    "self-training-hard/no-class-weights": (
+        *("--method", "self-training"),
+        *("--set", "adapt.self_training.class_weights=none"),
+    ),
     "self-training-hard/daformer": ("--method", "self-training", "--base", "daformer"),
     "self-training-hard/mic": ("--method", "self-training", "--base", "mic"),
     "dacal": ("--method", "dacal"),

@@ -95,6 +95,10 @@ DEFAULT = {"warm_up": SOURCE_STEPS + 60}
 """DA-Cal's own defaults; its warm-up of 60 steps is counted from where self-training begins."""
 
 
+NEVER = 10**9
+"""Steps between two of the temperature network: T stays 1, and only DA-Cal's alarms are left of it."""
+
+
 def _dacal(**options: Any) -> Make:
     return lambda world, network, steps: build_dacal(network, seed=world.seed, **options)
 
@@ -132,6 +136,7 @@ ARMS: dict[str, Arm] = {
     "dacal": Arm(plugin=_dacal(**DEFAULT), lengths=BOTH),
     "dacal/last-layer": Arm(plugin=_dacal(**PAPER, route="last-layer")),
     "dacal/network": Arm(plugin=_dacal(**PAPER, route="network"), lengths=BOTH),
+    "soft/alarms": Arm(plugin=_dacal(**DEFAULT, interval=NEVER), lengths=LATER),
     "soft/half-hard": Arm("soft", half_hard=True, lengths=LATER),
     "dacal/half-hard": Arm(plugin=_half_hard(**DEFAULT), lengths=LATER),
     "dacal/no-alarms": Arm(plugin=_dacal(**DEFAULT, alarms=False), lengths=LATER),
