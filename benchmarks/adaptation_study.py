@@ -65,10 +65,14 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dacal/outer-source+hard": ("--method", "dacal", "--set", "adapt.dacal.outer=source+hard"),
     "dacal/same-mask": ("--method", "dacal", "--set", "adapt.dacal.mask=same"),
     "dacal/half-hard": ("--method", "dacal", "--set", "adapt.dacal.hard_share=0.5"),
+    "dacal/late": ("--method", "dacal", "--set", "adapt.dacal.warm_up=225"),
     "dacal/hard-complement": ("--method", "dacal", "--set", "adapt.dacal.hard_weight=1"),
 }
 CALIBRATED = "/calibrated"
-METHODS |= {name + CALIBRATED: METHODS[name] for name in ("adabn", "self-training-hard", "dacal", "dacal/half-hard")}
+METHODS |= {
+    name + CALIBRATED: METHODS[name]
+    for name in ("adabn", "self-training-hard", "dacal", "dacal/half-hard", "dacal/late")
+}
 ONE_PAPER = ("source-only", "adabn", "tent", "cbst", *(name for name in METHODS if name.startswith("calsfda")))
 BASELINE = "adabn"
 
@@ -152,11 +156,13 @@ class Study:
 
 
 def base_of(method: str) -> str | None:
-    """Hard labels on the frame that a variant of DA-Cal builds on; None for another method.
+    """Hard labels on the frame that a variant of DA-Cal or its calibrator builds on; None for another method.
 
-    >>> base_of("dacal/half-hard"), base_of("dacal/mic"), base_of("tent")
-    ('self-training-hard', 'self-training-hard/mic', None)
+    >>> base_of("dacal/half-hard"), base_of("dacal/mic"), base_of("self-training-hard/calibrated"), base_of("tent")
+    ('self-training-hard', 'self-training-hard/mic', 'self-training-hard', None)
     """
+    if method == "self-training-hard" + CALIBRATED:
+        return "self-training-hard"
     name, _, variant = method.partition("/")
     if name != "dacal":
         return None

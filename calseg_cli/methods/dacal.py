@@ -24,9 +24,9 @@ Outer = Literal["held-out", "held-out+hard", "source", "source+hard"]
 Mask = Literal["complementary", "same", "own"]
 _OWN_MASKS, _STRENGTHEN, _STRENGTHEN_HARD = range(3)  # what a random stream is for
 _SLOW = 0.9  # of what is watched for alarms, a step
-_TOO_MANY_AT_BOUNDS, _TOO_LOW_QUALITY, _TOO_FAR = 0.2, 0.5, 0.15
-_SETTLING = 20
-"""Looks over which the usual shares of classes are the mean: those of a few images say little."""
+_TOO_MANY_AT_BOUNDS, _TOO_LOW_QUALITY, _TOO_FAR = 0.2, 0.5, 0.08
+_SETTLING, _SLOWER = 20, 0.98
+"""The usual shares of classes are the mean of so many looks, and later ones change slowly: few images say little."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class DACal(Plugin):
         found = view.teacher_labels.flatten().bincount(minlength=len(self.shares)).float() / view.teacher_labels.numel()
         self.looks += 1
         self.usual_shares.lerp_(found, float(self.looks <= _SETTLING) / float(self.looks))
-        self.shares.lerp_(found, max(1 - _SLOW, 1 / float(self.looks)))
+        self.shares.lerp_(found, max(1 - _SLOWER, 1 / float(self.looks)))
         return (self.shares - self.usual_shares).abs().sum() / 2 * (self.looks > _SETTLING)
 
 
