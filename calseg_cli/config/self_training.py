@@ -119,7 +119,7 @@ class DACal(Section):
     average: Decay = key(0.97, "Decay a step of the mean of its weights, which is what is used; 0 to below 1.")
     hard_share: Probability = key(0.0, "Share of a pixel's lesson that is the teacher's class; 0 to 1.")
     hard_weight: Weight = key(0.0, "Weight of a second mix, of what the first left out, with hard labels; at least 0.")
-    alarms: Bool = key(True, "Teach hard labels while temperatures stick to their bounds or the quality has halved.")
+    alarms: Bool = key(True, "Teach hard labels while T sticks to its bounds, the quality has halved or classes drift.")
 
 
 class BLDA(Section):

@@ -25,11 +25,11 @@ class View:
     `source_images`, `target_images` and `held_out_images` (B,3,H,W) are as the stream gives them; `source_labels` and
     `held_out_labels` (B,H,W) int64 with 255 where nothing is known; the held-out ones are None unless a plugin needs
     them. `masks` (B,1,H,W) bool is True where the mix shows the source. `teacher_logits` (B,C,h,w) are the teacher's
-    raw ones on the target's images, `teacher_labels` (B,H,W) the classes it names, `source_weights` (B,H,W) how
-    much each source pixel counts, 0 without a label, `target_weights` (B,H,W) each target pixel and `weights` (B,H,W)
-    each pixel of the mix. `mixed_images` (B,3,H,W) is the
-    strongly augmented mix that the student was shown, `student_features` (B,D,h,w) its features there with their graph;
-    None where the network has no `features` and `classify`. `geometry` says where the grid lies on the pixels.
+    raw ones on the target's images, `teacher_labels` (B,H,W) the classes it names, `source_weights` (B,H,W) how much
+    each source pixel counts, 0 without a label, `target_weights` (B,H,W) each target pixel and `weights` (B,H,W) each
+    pixel of the mix. `mixed_images` (B,3,H,W) is the strongly augmented mix that the student was shown,
+    `student_features` (B,D,h,w) its features there with their graph; None where the network has no `features` and
+    `classify`. `geometry` says where the grid lies on the pixels.
     """
 
     step: int

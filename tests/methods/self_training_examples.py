@@ -38,6 +38,21 @@ def step_of(method: SelfTraining, step: int, lr: float = 0.1) -> dict[str, torch
     return {name: term.detach() for name, term in terms.items()}
 
 
+def trained(method: SelfTraining, make_batch, steps) -> dict[str, torch.Tensor]:
+    """Steps with an optimiser over all that the method gives it; the last one's terms."""
+    optimizer = torch.optim.SGD([p for group in method.parameter_groups() for p in group.parameters], lr=0.1)
+    terms = {}
+    for step in steps:
+        batch = make_batch(step)
+        method.before_step(batch, step)
+        terms = method(batch)
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+        method.after_step(step)
+    return {name: term.detach() for name, term in terms.items()}
+
+
 class Spy(Plugin):
     """Notes every call and what it saw; changes what it is told to."""
 

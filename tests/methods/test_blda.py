@@ -16,6 +16,7 @@ from calseg_cli.methods.logit_alignment import alignment_table
 from calseg_cli.methods.logit_mixtures import Mixtures, fit_mixtures
 from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
 from calseg_cli.methods.self_training_labels import Trust
+from tests.methods.self_training_examples import trained as run
 
 ONE = Frame(trust=Trust("one"))
 EAGER = {"warm_up": 0, "min_pixels": 10, "em_steps": 1, "max_samples": 64, "nodes": 64}
@@ -28,20 +29,6 @@ def blda(network, frame=ONE, **options) -> SelfTraining:
 
 def plain(network, frame=ONE) -> SelfTraining:
     return SelfTraining(copy.deepcopy(network), frame).train()
-
-
-def run(method, make_batch, steps):
-    optimizer = torch.optim.SGD([p for group in method.parameter_groups() for p in group.parameters], lr=0.1)
-    terms = {}
-    for step in steps:
-        batch = make_batch(step)
-        method.before_step(batch, step)
-        terms = method(batch)
-        optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
-        method.after_step(step)
-    return {name: term.detach() for name, term in terms.items()}
 
 
 def weights(method):

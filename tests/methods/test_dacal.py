@@ -12,6 +12,7 @@ from calseg_cli.methods.dacal import DACal, DACalOptions, build_dacal
 from calseg_cli.methods.self_training import Frame, SelfTraining
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner
+from tests.methods.self_training_examples import trained
 
 ONE = Frame(trust=Trust("one"))
 SOFT = Frame(labels="soft", trust=Trust("one"))
@@ -28,18 +29,12 @@ def learner(method):
 
 
 def run(method, make_batch, steps):
-    optimizer = torch.optim.SGD([p for group in method.parameter_groups() for p in group.parameters], lr=0.1)
-    terms = {}
-    for step in steps:
+    def dark(step):
         batch = make_batch(step)
         batch.target_images = batch.target_images - 0.9  # within [0,1] for the most part
-        method.before_step(batch, step)
-        terms = method(batch)
-        optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
-        method.after_step(step)
-    return {name: term.detach() for name, term in terms.items()}
+        return batch
+
+    return trained(method, dark, steps)
 
 
 def everything(module: nn.Module):
