@@ -3,6 +3,7 @@
     calseg init --sample camvid_day_to_dusk && calseg pretrain && calseg adapt --method adabn
     python benchmarks/posthoc_study.py FOLDER [FOLDER ...] --out docs/results/posthoc.json
     python benchmarks/posthoc_study.py --show docs/results/posthoc.json     # the tables of docs/posthoc.md
+    python benchmarks/posthoc_study.py FOLDER --methods "dacal*" --networks adapt-adabn --out variants.json
 
 FOLDER holds the configuration and the run of one pair. For each network, the source's and the one after AdaBN, logits
 of the target's train and test images are written; prototypes are counted on the train images, calibrators fitted as
@@ -10,6 +11,9 @@ of the target's train and test images are written; prototypes are counted on the
 dacal on these and the source's train and validation splits; the oracle on labels of the target's test split, to show
 what nobody can have). "temperature, source's statistics" is fitted on the source's network, whichever is corrected. All
 are measured on the target's test split.
+
+Without `--methods` all but DA-Cal's variants are run ("dacal, ..."; docs/dacal.md says what they are). With it, what
+the file has of other methods is kept.
 
 Each record: pair, network, method, seed, labels, miou, macc, ece, nll with 95 % intervals over images, and the paired
 difference to the uncorrected network. Labels of the target measure and fit the oracle, nothing else. The commands are
@@ -22,6 +26,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +53,26 @@ CALIBRATORS = {
     "local": ("--method", "local"),
     "oracle: temperature": ("--method", "temperature", "--on", "target"),
 }
+VARIANTS: dict[str, dict[str, str]] = {
+    "dacal, route last-layer": {"route": "last-layer"},
+    "dacal, route network": {"route": "network"},
+    "dacal, outer source": {"outer": "source"},
+    "dacal, outer source+hard": {"outer": "source+hard"},
+    "dacal, route last-layer, outer source+hard": {"route": "last-layer", "outer": "source+hard"},
+    "dacal, mask same": {"mask": "same"},
+    "dacal, mask own": {"mask": "own"},
+}
+CALIBRATORS |= {
+    name: (
+        "--method",
+        "dacal",
+        *(word for key, value in chosen.items() for word in ("--set", f"adapt.dacal.{key}={value}")),
+    )
+    for name, chosen in VARIANTS.items()
+}
+PLAIN = "none"
+METHODS = (PLAIN, *PROTOTYPES, *CALIBRATORS)
+Key = tuple[str, str, str]
 
 
 class Study:
@@ -63,25 +89,29 @@ class Study:
         done = subprocess.run(program, cwd=self.folder, capture_output=True, text=True, check=True)
         return done.stdout
 
-    def records(self, network: str) -> list[dict[str, Any]]:
-        """Every method on one network."""
-        logits = {split: str(self.work / f"{self.pair}-{network}-{split}.h5") for split in ("train", "test")}
+    def records(self, network: str, methods: Sequence[str]) -> list[dict[str, Any]]:
+        """Those methods on one network; the uncorrected one, which all are compared with, always."""
+        splits = ("train", "test") if set(methods) & set(PROTOTYPES) else ("test",)
+        logits = {split: str(self.work / f"{self._name(network)}-{split}.h5") for split in splits}
         for split, path in logits.items():
             self.calseg("predict", "--checkpoint", network, "--split", split, "-o", path, "--force")
-        plain = self._measured(network, "none", logits["test"])
-        found = [plain]
-        for method, options in PROTOTYPES.items():
+        found = [self._measured(network, PLAIN, logits["test"])]
+        for method in methods:
             file = self._file(network, method)
-            words = ("calibrate-prototypes", "--logits", logits["train"], *options, "-o", file, "--force")
-            found.append(self._tried(network, method, words, ("--prototypes", file), logits["test"]))
-        for method, options in CALIBRATORS.items():
-            file = self._file(network, method)
-            words = ("calibrate", "--checkpoint", network, *options, "-o", file, "--force")
-            found.append(self._tried(network, method, words, ("--calibrator", file), logits["test"]))
+            written = ("-o", file, "--force")
+            if method in PROTOTYPES:
+                words = ("calibrate-prototypes", "--logits", logits["train"], *PROTOTYPES[method], *written)
+                found.append(self._tried(network, method, words, ("--prototypes", file), logits["test"]))
+            elif method in CALIBRATORS:
+                words = ("calibrate", "--checkpoint", network, *CALIBRATORS[method], *written)
+                found.append(self._tried(network, method, words, ("--calibrator", file), logits["test"]))
         return found
 
     def _file(self, network: str, method: str) -> str:
-        return str(self.work / f"{self.pair}-{network}-{re.sub(r'[^-.0-9A-Za-z]+', '_', method)}.h5")
+        return str(self.work / f"{self._name(network)}-{re.sub(r'[^-.0-9A-Za-z]+', '_', method)}.h5")
+
+    def _name(self, network: str) -> str:
+        return f"{self.pair}-{re.sub(r'[^-.0-9A-Za-z]+', '_', network)}"
 
     def _tried(
         self, network: str, method: str, words: tuple[str, ...], flag: tuple[str, str], logits: str
@@ -106,15 +136,40 @@ class Study:
         for key in KEYS:
             record[key] = document["scores"][key]
             record[f"{key}_95"] = intervals.get(key)
-        if method != "none":
+        if method != PLAIN:
             record["difference"] = self._difference(network, folder)
         return record
 
     def _difference(self, network: str, folder: Path) -> dict[str, Any]:
-        plain = self.work / "evaluated" / Path(self._file(network, "none")).stem
+        plain = self.work / "evaluated" / Path(self._file(network, PLAIN)).stem
         words = ("compare", str(plain), str(folder), "--resamples", self.resamples, "--json")
         rows = json.loads(self.calseg(*words))["differences"][0]["scores"]
         return {key: rows[key] for key in KEYS if key in rows}
+
+
+def chosen_methods(patterns: Sequence[str] | None) -> list[str]:
+    """The methods that any of the patterns names, in the order of the table; all but DA-Cal's variants without one.
+
+    >>> chosen_methods(["dacal", "none"]), len(chosen_methods(["dacal*"])) - len(VARIANTS)
+    (['none', 'dacal'], 1)
+    """
+    if patterns is None:
+        return [name for name in METHODS if name not in VARIANTS]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in METHODS):
+            sys.exit(f"no method is called {pattern!r}; there are: {'; '.join(METHODS)}")
+    return [name for name in METHODS if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def key_of(record: dict[str, Any]) -> Key:
+    """What a record is of."""
+    return record["pair"], record["network"], record["method"]
+
+
+def kept_records(path: Path) -> dict[Key, dict[str, Any]]:
+    """The records of a file by what they are of; none where there is no file."""
+    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {key_of(one): one for one in records}
 
 
 def main() -> None:
@@ -126,6 +181,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/posthoc_study"), help="where artifacts are kept")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names, or patterns such as 'dacal*'")
     parser.add_argument("--config", default="calseg.yaml", help="the configuration's name in each folder")
     options = parser.parse_args()
     if options.show:
@@ -134,13 +190,14 @@ def main() -> None:
         return
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
+    chosen = chosen_methods(options.methods)
+    records = kept_records(options.out) if options.methods else {}
     for folder in options.folders:
         study = Study(folder.resolve(), work, options.resamples, options.config)
         for network in options.networks:
-            records += study.records(network)
+            records |= {key_of(one): one for one in study.records(network, chosen)}
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+            options.out.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ def tables(records: Sequence[Record], by: tuple[str, str], heading: str, differe
         lines += ["|---|" + "---|" * len(SHOWN)]
         for one in records:
             if tuple(one[key] for key in by) == group:
-                cells = (
-                    [f"failed: {one['failed']}"] if "failed" in one else [_cell(one, key, difference) for key in SHOWN]
-                )
-                lines.append(f"| {one['method']} | {' | '.join(cells)} |")
+                lines.append(f"| {one['method']} | {' | '.join(_cells(one, difference))} |")
         lines.append("")
     return "\n".join(lines)
 
