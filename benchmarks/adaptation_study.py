@@ -9,8 +9,11 @@ under a run name of its own and is measured on the target's test split; every re
 ece, nll with 95 % intervals over images and the paired difference to AdaBN. Labels of the target measure, nothing else.
 Without `--methods` those of docs/calsfda.md are run. `--seeds` adapts with those seeds from the one source network.
 What is there already is not done again, so a stopped study goes on. The commands are those a person would type.
+"self-training-hard/rare-classes" samples source images by rare classes and does nothing else of DAFormer.
 METHOD/calibrated is a method's network measured with a calibrator that `calseg calibrate --method dacal` fitted to it,
-without target labels. DA-Cal's records also hold the difference to its base, hard labels on the same frame.
+without target labels; METHOD/settled with one temperature of it for all pixels, which is what `adapt --settle` divides
+the result by (tests/commands/test_settling.py). Records of DA-Cal and BLDA also hold the difference to their base,
+hard labels on the same frame.
 """
 
 import argparse
@@ -18,12 +21,13 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study_tables import tables
+from study_tables import NAMES, SHOWN, tables
 
-KEYS = ("miou", "macc", "accuracy", "ece", "signed_gap", "nll")
+KEYS = ("miou", "macc", "accuracy", "accuracy_spread", "iou_spread", "ece", "signed_gap", "nll")
 LAST = ("--choose", "last")
 PAPER = tuple(
     word for setting in ("settle=false", "trust=1.0", "portion=0.15") for word in ("--set", f"adapt.calsfda.{setting}")
@@ -66,15 +70,33 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dacal/same-mask": ("--method", "dacal", "--set", "adapt.dacal.mask=same"),
     "dacal/half-hard": ("--method", "dacal", "--set", "adapt.dacal.hard_share=0.5"),
     "dacal/late": ("--method", "dacal", "--set", "adapt.dacal.warm_up=225"),
+    "self-training-hard/rare-classes": (
+        *("--method", "self-training", "--base", "daformer"),
+        *("--set", "adapt.self_training.feature_weight=0"),
+    ),
+    "self-training-hard/class-weights": (
+        *("--method", "self-training"),
+        *("--set", "adapt.self_training.class_weights=sqrt-inverse"),
+    ),
+    "blda": ("--method", "blda"),
+    "blda/daformer": ("--method", "blda", "--base", "daformer"),
+    "blda/mic": ("--method", "blda", "--base", "mic"),
+    "blda/tau-0.5": ("--method", "blda", "--tau", "0.5"),
+    "blda/tau-1": ("--method", "blda", "--tau", "1"),
+    "blda/density": ("--method", "blda", "--set", "adapt.blda.density_weight=0.2"),
+    "dacal+blda": ("--method", "dacal+blda"),
     "dacal/hard-complement": ("--method", "dacal", "--set", "adapt.dacal.hard_weight=1"),
 }
-CALIBRATED = "/calibrated"
+CALIBRATED: dict[str, tuple[str, ...]] = {"/calibrated": (), "/settled": ("--set", "adapt.dacal.width=0")}
 METHODS |= {
-    name + CALIBRATED: METHODS[name]
-    for name in ("adabn", "self-training-hard", "dacal", "dacal/half-hard", "dacal/late")
+    name + suffix: METHODS[name]
+    for name in ("adabn", "self-training-hard", "self-training-hard/mic", "dacal", "dacal/half-hard", "dacal/late")
+    for suffix in CALIBRATED
 }
 ONE_PAPER = ("source-only", "adabn", "tent", "cbst", *(name for name in METHODS if name.startswith("calsfda")))
 BASELINE = "adabn"
+WEIGHED = ("rare-classes", "class-weights")
+PLUGINS = ("dacal", "blda", "dacal+blda")
 
 
 class Study:
@@ -100,6 +122,7 @@ class Study:
             said = error.stderr.strip().splitlines()
             return {**named, "failed": said[0] if said else str(error)}
         scores, intervals = found["scores"], found["intervals"]["scores"]
+        named["class_iou"] = {one["name"]: one["iou"] for one in found["classes"]}
         record = {**named, **{key: scores[key] for key in KEYS}}
         record |= {f"{key}_95": intervals[key] for key in KEYS if key in intervals}
         if method != BASELINE:
@@ -118,12 +141,12 @@ class Study:
     def _measured(self, method: str, seed: int) -> dict[str, Any]:
         out = self.folder / self._evaluated(method, seed) / "study.json"
         if not out.is_file():
-            adapted = method.removesuffix(CALIBRATED)
+            adapted, fitted = parted(method)
             self._adapt(adapted, seed)
             network = self._network(adapted, seed)
             words = ("evaluate", "--checkpoint", network, "-o", str(out.parent.relative_to(self.folder)))
-            if adapted != method:
-                words = (*words, "--calibrator", self._calibrator(network, out.parent.parent))
+            if fitted is not None:
+                words = (*words, "--calibrator", self._calibrator(network, out.parent.parent, fitted))
             text = self.calseg(*words, "--json", "--intervals", self.resamples, "--name", self._run(method, seed))
             out.write_text(text, encoding="utf-8")
         document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
@@ -137,10 +160,11 @@ class Study:
             words = (*METHODS[method], *start, "--seed", str(seed), "--resume")
             self.calseg("adapt", *words, *(("--valuenet", str(guide)) if guided else ()))
 
-    def _calibrator(self, network: str, folder: Path) -> str:
+    def _calibrator(self, network: str, folder: Path, options: tuple[str, ...]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "calibrator.h5"
-        self.calseg("calibrate", "--method", "dacal", "--checkpoint", network, "-o", str(file), "--force")
+        if not file.is_file():
+            self.calseg("calibrate", "--method", "dacal", "--checkpoint", network, *options, "-o", str(file))
         return str(file)
 
     def _network(self, method: str, seed: int) -> str:
@@ -155,30 +179,46 @@ class Study:
         return {key: rows[key] for key in KEYS if key in rows}
 
 
+def parted(method: str) -> tuple[str, tuple[str, ...] | None]:
+    """The method that adapts, and the calibrator's options; None where there is no calibrator.
+
+    >>> parted("dacal/late/settled"), parted("dacal/late")
+    (('dacal/late', ('--set', 'adapt.dacal.width=0')), ('dacal/late', None))
+    """
+    for suffix, options in CALIBRATED.items():
+        if method.endswith(suffix):
+            return method.removesuffix(suffix), options
+    return method, None
+
+
 def base_of(method: str) -> str | None:
-    """Hard labels on the frame that a variant of DA-Cal or its calibrator builds on; None for another method.
+    """Hard labels on the frame that a variant of DA-Cal or BLDA builds on, or a calibrator; None for another method.
 
     >>> base_of("dacal/half-hard"), base_of("dacal/mic"), base_of("self-training-hard/calibrated"), base_of("tent")
     ('self-training-hard', 'self-training-hard/mic', 'self-training-hard', None)
     """
-    if method == "self-training-hard" + CALIBRATED:
-        return "self-training-hard"
-    name, _, variant = method.partition("/")
-    if name != "dacal":
+    adapted, fitted = parted(method)
+    name, _, variant = adapted.partition("/")
+    if name == "self-training-hard" and (fitted is not None or variant in WEIGHED):
+        return adapted if fitted is not None else name
+    if name not in PLUGINS:
         return None
     return "self-training-hard" + (f"/{variant}" if variant in ("daformer", "mic") else "")
 
 
-def differences(records: list[dict[str, Any]]) -> str:
-    """A table of what DA-Cal changes against its base, with paired 95 % intervals; nothing without such records."""
-    lines = ["| pair | seed | method | mIoU, points | ECE, points |", "|---|---|---|---|---|"]
+def differences(records: list[dict[str, Any]], shown: Sequence[str]) -> str:
+    """A table of what is changed against the base, with paired 95 % intervals; nothing without such records."""
+    lines = [
+        f"| pair | seed | method |{''.join(f' {NAMES[key]}, points |' for key in shown)}",
+        "|---" * (3 + len(shown)) + "|",
+    ]
     for one in records:
         if "difference_to_base" in one:
             changed = one["difference_to_base"]
             cells = [
                 f"{100 * changed[key]['value']:+.2f} ({100 * changed[key]['low']:+.2f} to "
                 f"{100 * changed[key]['high']:+.2f})"
-                for key in ("miou", "ece")
+                for key in shown
             ]
             lines.append(f"| {one['pair']} | {one['seed']} | {one['method']} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -189,6 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
+    parser.add_argument("--scores", nargs="+", choices=list(NAMES), default=list(SHOWN), help="columns of --show")
+    parser.add_argument("--differences", nargs="+", choices=list(NAMES), default=["miou", "ece"], help="to the base")
     parser.add_argument("--out", type=Path, default=Path("docs/results/calsfda.json"))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(ONE_PAPER), metavar="METHOD")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -196,8 +238,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.show:
         records = json.loads(options.show.read_text(encoding="utf-8"))
-        print(tables(records, ("pair", "seed"), "{}, seed {}", "difference_to_adabn"))
-        print(differences(records))
+        print(tables(records, ("pair", "seed"), "{}, seed {}", "difference_to_adabn", options.scores))
+        print(differences(records, options.differences))
         return
     records: list[dict[str, Any]] = []
     for folder in options.folders:

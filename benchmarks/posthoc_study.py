@@ -12,8 +12,9 @@ dacal on these and the source's train and validation splits; the oracle on label
 what nobody can have). "temperature, source's statistics" is fitted on the source's network, whichever is corrected. All
 are measured on the target's test split.
 
-Without `--methods` all but DA-Cal's variants are run ("dacal, ..."; docs/dacal.md says what they are). With it, what
-the file has of other methods is kept.
+Without `--methods` all but two groups are run: DA-Cal's variants ("dacal, ...", docs/dacal.md), and what balances
+classes ("blda, ..." and "logit adjustment, ...", docs/blda.md). With it, what the file has of other methods is
+kept. `--scores` names the columns of `--show`.
 
 Each record: pair, network, method, seed, labels, miou, macc, ece, nll with 95 % intervals over images, and the paired
 difference to the uncorrected network. Labels of the target measure and fit the oracle, nothing else. The commands are
@@ -31,9 +32,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from study_tables import tables
+from study_tables import NAMES, SHOWN, tables
 
-KEYS = ("miou", "macc", "accuracy", "ece", "nll")
+KEYS = ("miou", "macc", "accuracy", "accuracy_spread", "iou_spread", "ece", "nll")
 NETWORKS = ("pretrain", "adapt-adabn")
 PROTOTYPES = {
     "prototypes, weight power 0": ("--weight-power", "0"),
@@ -70,6 +71,26 @@ CALIBRATORS |= {
     )
     for name, chosen in VARIANTS.items()
 }
+BALANCING: dict[str, tuple[str, ...]] = {
+    **{f"blda, tau {tau}": ("--method", "blda", "--tau", tau) for tau in ("0.1", "0.3", "0.6", "1")},
+    "blda, auto": ("--method", "blda"),
+    "blda, auto for mAcc": ("--method", "blda", "--tau-for", "macc"),
+    "blda, auto as expected": ("--method", "blda", "--set", "calibrate.tau_by=expected"),
+    "blda, anchors of the target, tau 0.6": ("--method", "blda", "--tau", "0.6", "--set", "calibrate.anchors=target"),
+    "blda, cells of the source, tau 0.3": ("--method", "blda", "--tau", "0.3", "--set", "calibrate.cells=source"),
+    **{
+        f"logit adjustment, tau {tau}": ("--method", "logit-adjustment", "--tau", tau)
+        for tau in ("0.1", "0.3", "0.6", "1")
+    },
+    "logit adjustment, auto": ("--method", "logit-adjustment"),
+    "logit adjustment, auto for mAcc": ("--method", "logit-adjustment", "--tau-for", "macc"),
+    "logit adjustment, auto as expected": ("--method", "logit-adjustment", "--set", "calibrate.tau_by=expected"),
+    "logit adjustment, predicted frequencies, auto": (
+        *("--method", "logit-adjustment"),
+        *("--set", "calibrate.prior=pseudo"),
+    ),
+}
+CALIBRATORS |= BALANCING
 PLAIN = "none"
 METHODS = (PLAIN, *PROTOTYPES, *CALIBRATORS)
 Key = tuple[str, str, str]
@@ -150,11 +171,11 @@ class Study:
 def chosen_methods(patterns: Sequence[str] | None) -> list[str]:
     """The methods that any of the patterns names, in the order of the table; all but DA-Cal's variants without one.
 
-    >>> chosen_methods(["dacal", "none"]), len(chosen_methods(["dacal*"])) - len(VARIANTS)
-    (['none', 'dacal'], 1)
+    >>> chosen_methods(["dacal", "none"]), len(chosen_methods(["dacal, *"]))
+    (['none', 'dacal'], 7)
     """
     if patterns is None:
-        return [name for name in METHODS if name not in VARIANTS]
+        return [name for name in METHODS if name not in VARIANTS and name not in BALANCING]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in METHODS):
             sys.exit(f"no method is called {pattern!r}; there are: {'; '.join(METHODS)}")
@@ -178,6 +199,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
     parser.add_argument("--out", type=Path, default=Path("docs/results/posthoc.json"))
+    parser.add_argument("--scores", nargs="+", choices=list(NAMES), default=list(SHOWN), help="columns to print")
     parser.add_argument("--work", type=Path, default=Path("runs/posthoc_study"), help="where artifacts are kept")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
@@ -186,7 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.show:
         records = json.loads(options.show.read_text(encoding="utf-8"))
-        print(tables(records, ("pair", "network"), "{}, {}", "difference"))
+        print(tables(records, ("pair", "network"), "{}, {}", "difference", options.scores))
         return
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

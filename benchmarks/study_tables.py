@@ -3,31 +3,43 @@
 from collections.abc import Sequence
 from typing import Any
 
-SHOWN = {"miou": "mIoU", "macc": "mAcc", "ece": "ECE", "nll": "NLL"}
+NAMES = {
+    "miou": "mIoU",
+    "macc": "mAcc",
+    "ece": "ECE",
+    "nll": "NLL",
+    "accuracy_spread": "spread of class accuracies",
+    "iou_spread": "spread of class IoU",
+}
+SHOWN = ("miou", "macc", "ece", "nll")
 Record = dict[str, Any]
 
 
-def tables(records: Sequence[Record], by: tuple[str, str], heading: str, difference: str) -> str:
+def tables(
+    records: Sequence[Record], by: tuple[str, str], heading: str, difference: str, shown: Sequence[str] = SHOWN
+) -> str:
     """A table for each pair of values of the two keys `by`, under `heading` with both filled in.
 
-    `*` where the interval of the record's `difference` excludes 0.
+    `*` where the interval of the record's `difference` excludes 0. `shown` are keys of `NAMES`.
     """
     lines: list[str] = []
     for group in dict.fromkeys(tuple(one[key] for key in by) for one in records):
-        lines += [f"### {heading.format(*group)}", "", f"| method |{''.join(f' {name} |' for name in SHOWN.values())}"]
-        lines += ["|---|" + "---|" * len(SHOWN)]
+        lines += [f"### {heading.format(*group)}", "", f"| method |{''.join(f' {NAMES[key]} |' for key in shown)}"]
+        lines += ["|---|" + "---|" * len(shown)]
         for one in records:
             if tuple(one[key] for key in by) == group:
-                lines.append(f"| {one['method']} | {' | '.join(_cells(one, difference))} |")
+                lines.append(f"| {one['method']} | {' | '.join(_cells(one, difference, shown))} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _cells(record: Record, difference: str) -> list[str]:
-    return [f"failed: {record['failed']}"] if "failed" in record else [_cell(record, key, difference) for key in SHOWN]
+def _cells(record: Record, difference: str, shown: Sequence[str]) -> list[str]:
+    return [f"failed: {record['failed']}"] if "failed" in record else [_cell(record, key, difference) for key in shown]
 
 
 def _cell(record: Record, key: str, difference: str) -> str:
+    if key not in record:
+        return "–"
     low, high = record[f"{key}_95"]
     mark = "*" if record.get(difference, {}).get(key, {}).get("excludes_zero") else ""
     return f"{record[key]:.3f}{mark} ({low:.3f} to {high:.3f})"
