@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PANEL = "How it is fitted"
+BALANCE = "How classes are balanced: blda, logit-adjustment"
 
 
 def calibrate(
     session: Session,
     *,
     method: Annotated[
-        str | None, typer.Option(help="temperature, vector, local, selective, pseudocal, meta or dacal.")
+        str | None,
+        typer.Option(help="temperature, vector, local, selective, pseudocal, meta, dacal, blda or logit-adjustment."),
     ] = None,
     checkpoint: Checkpoint = None,
     logits: Annotated[
@@ -28,7 +30,8 @@ def calibrate(
     on: Annotated[
         str | None,
         typer.Option(
-            help="Whose labels: source, or target as an oracle. pseudocal, dacal: images.", rich_help_panel=INPUT
+            help="Whose labels: source, or target as an oracle. pseudocal, dacal, blda: images.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     split: Split = None,
@@ -62,6 +65,16 @@ def calibrate(
     statistics: Annotated[
         str | None, typer.Option(help="dacal: batch norm of mixes: batch or running.", rich_help_panel=PANEL)
     ] = None,
+    tau: Annotated[
+        str | None, typer.Option(help="Strength: a number at least 0, or auto.", rich_help_panel=BALANCE)
+    ] = None,
+    tau_for: Annotated[
+        str | None, typer.Option(help="auto: best for miou, or macc (class accuracy).", rich_help_panel=BALANCE)
+    ] = None,
+    tau_by: Annotated[
+        str | None,
+        typer.Option(help="auto: judged by source labels, or as expected on the target.", rich_help_panel=BALANCE),
+    ] = None,
     name: Name = None,
     seed: Seed = None,
     device: Device = None,
@@ -71,7 +84,11 @@ def calibrate(
 ) -> None:
     """Fit a calibrator of a network's confidence on labels of the source; pseudocal needs no label.
 
+    blda and logit-adjustment even out how often classes are predicted.
+
     Example: calseg calibrate --method temperature
+
+    Example: calseg calibrate --method blda --tau-for macc
     """
     resolved = session.load(
         {
@@ -90,6 +107,9 @@ def calibrate(
             "calibrate.steps": steps,
             "calibrate.batch_size": batch_size,
             "calibrate.statistics": statistics,
+            "calibrate.tau": _number(tau),
+            "calibrate.tau_for": tau_for,
+            "calibrate.tau_by": tau_by,
             "name": name,
             "seed": seed,
             "device": device,
@@ -110,3 +130,11 @@ def calibrate(
     session.progress.note(f"calibrator: {done.artifact}")
     chosen = f" --checkpoint {shlex.quote(checkpoint)}" if checkpoint else ""
     session.next(f"calseg evaluate --calibrator {shlex.quote(str(done.artifact))}{chosen}")
+
+
+def _number(text: str | None) -> float | str | None:
+    """As a number where it is one; what it may be the configuration says."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

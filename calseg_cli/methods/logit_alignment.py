@@ -5,6 +5,7 @@ probabilities. Menon et al. 2021, arXiv 2007.07314, is logit adjustment.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -18,6 +19,8 @@ _ANCHOR_NODES = 4096
 _CONSTANT = 4 * VARIANCE_FLOOR  # cells of less variance have no shape that could be stretched
 _CHUNK = 2**13
 """Pixels worked on at once: few enough for a processor's cache."""
+_FEW = 2**8
+"""The same where every pixel is looked up for every class."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,49 @@ class AlignmentTable:
                 found[part] = self._looked_up(values[part], places[image, start : start + _CHUNK])
         return found.reshape(images, channels, *size)
 
+    def hypotheses(self, logits: Tensor) -> Tensor:
+        """D (R,C,P) of logits (C,P) as if they were of each row's label in turn; what `offset` finds, all at once."""
+        rows, channels, nodes = self.offsets.shape
+        first = torch.arange(rows * channels, device=logits.device, dtype=self._index_kind).mul_(nodes)
+        first = first.view(rows, channels, 1)
+        return self._between_nodes(logits.detach(), self.low[..., None], self.step[..., None], first)
+
     def _looked_up(self, values: Tensor, rows: Tensor) -> Tensor:
         """(C,P) of values (C,P) and rows (P,)."""
         channels, nodes = self.offsets.shape[1:]
-        kind = torch.int32 if self.offsets.numel() < 2**31 else torch.int64  # the smaller one is read twice as fast
-        known = rows.clamp_min(0).to(kind)
-        flat = self.offsets.reshape(-1)
+        known = rows.clamp_min(0).to(self._index_kind)
         low, step = (part.t().index_select(1, known) for part in (self.low, self.step))
+        first = known * channels + torch.arange(channels, device=known.device, dtype=known.dtype)[:, None]
+        return self._between_nodes(values, low, step, first.mul_(nodes)).masked_fill_(rows < 0, 0)
+
+    @property
+    def _index_kind(self) -> torch.dtype:
+        """The smaller one is read twice as fast."""
+        return torch.int32 if self.offsets.numel() < 2**31 else torch.int64
+
+    def _between_nodes(self, values: Tensor, low: Tensor, step: Tensor, first: Tensor) -> Tensor:
+        """The offsets of values in cells whose nodes lie at low + i * step, `first` among all; shapes broadcast."""
+        nodes = self.offsets.shape[2]
         place = (values - low).div_(step)
         inside = place.clamp(0, nodes - 1)
-        node = inside.floor().clamp_max_(nodes - 2).nan_to_num_(0.0)
-        index = (known * channels + torch.arange(channels, device=known.device, dtype=kind)[:, None]).mul_(nodes)
-        index = index.add_(node.to(kind)).reshape(-1)
-        before = flat.index_select(0, index).reshape(values.shape)
-        after = flat.index_select(0, index.add_(1)).reshape(values.shape)
-        part = (inside - node).nan_to_num_(0.0)
-        found = before.add_(after.sub_(before).mul_(part))
-        if self.tail == "clip":
-            found += (inside.sub_(place).mul_(step)).nan_to_num_(0.0, 0.0, 0.0)
-        return found.masked_fill_(rows < 0, 0)
+        past = inside.sub(place).mul_(step).nan_to_num_(0.0, 0.0, 0.0) if self.tail == "clip" else None
+        node = inside.nan_to_num_(0.0).to(first.dtype).clamp_max_(nodes - 2)
+        part = inside.sub_(node)
+        pairs = torch.view_as_real(self._pairs.index_select(0, node.add_(first).reshape(-1)))
+        found = torch.addcmul(pairs[:, 0].view(place.shape), pairs[:, 1].view(place.shape), part)
+        return found if past is None else found.add_(past)
+
+    @cached_property
+    def _pairs(self) -> Tensor:
+        """(R*C*G,) complex: each node's offset and the way to the next one's, so that both are one look-up."""
+        ahead = torch.nn.functional.pad(self.offsets.diff(dim=2), (0, 1))
+        return torch.complex(self.offsets, ahead).reshape(-1)
+
+    def to(self, device: torch.device) -> "AlignmentTable":
+        """On that device; itself where it is there."""
+        if self.offsets.device == device:
+            return self
+        return AlignmentTable(self.offsets.to(device), self.low.to(device), self.step.to(device), self.tail)
 
     def __add__(self, other: "AlignmentTable") -> "AlignmentTable":
         """The other table's rows after these: of another domain."""
@@ -135,14 +162,21 @@ def balanced_scores(logits: Tensor, table: AlignmentTable, tau: float) -> tuple[
     """
     scores = torch.empty_like(logits, dtype=table.offsets.dtype)
     flat, found = logits.flatten(2), scores.flatten(2)
-    for image, start in ((image, start) for image in range(len(flat)) for start in range(0, flat.shape[2], _CHUNK)):
-        values = flat[image : image + 1, :, start : start + _CHUNK].to(scores.dtype)
-        for label in range(values.shape[1]):
-            rows = torch.full_like(values[:, 0], label, dtype=torch.int64)
-            moved = values + tau * table.offset(values, rows) if tau else values
-            found[image, label, start : start + _CHUNK] = moved[0, label] - moved[0].logsumexp(dim=0)
+    for image, start in ((image, start) for image in range(len(flat)) for start in range(0, flat.shape[2], _FEW)):
+        values = flat[image, :, start : start + _FEW].to(scores.dtype)
+        offsets = table.hypotheses(values) if tau else None
+        found[image, :, start : start + _FEW] = hypothesis_scores(values, offsets, tau)
     scores = found.reshape(logits.shape)
     return scores, scores.softmax(dim=1)
+
+
+def hypothesis_scores(values: Tensor, offsets: Tensor | None, tau: float) -> Tensor:
+    """The log s (C,P) of logits (C,P) and the offsets (C,C,P) of every hypothesis, None for none (equation 7)."""
+    if offsets is None:
+        return values.log_softmax(dim=0)
+    moved = torch.add(values, offsets, alpha=tau)
+    own = moved.diagonal().t()  # a hypothesis's own channel
+    return own - moved.logsumexp(dim=1)
 
 
 def logit_adjustment(logits: Tensor, log_prior: Tensor, tau: float) -> Tensor:

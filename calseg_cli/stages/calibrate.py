@@ -1,7 +1,7 @@
 """Owns `calseg calibrate`: a calibrator of a network's logits is fitted, written, and measured where it was fitted."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from calseg_cli.engine.infer import Prediction
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError, DataError, disk_errors
 from calseg_cli.methods.calibrator import Calibrator
-from calseg_cli.methods.calibrators import FOR_TARGET, LABEL_FREE
+from calseg_cli.methods.calibrators import BALANCING, FOR_TARGET, LABEL_FREE
 from calseg_cli.methods.scenes import GRID
 from calseg_cli.metrics.scores import Scores, read_scores
 from calseg_cli.report.wording import number
+from calseg_cli.stages.calibrate_blda import BalancingFit
 from calseg_cli.stages.calibrate_dacal import FrozenFit
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.corrections import write_correction
@@ -36,17 +37,18 @@ FOLDER = "5-calibrate"
 ORACLE = "ORACLE: fitted on labels of the target, which nobody has who needs a calibrator. A floor, not a result"
 _MIXES = "every pixel of a mix whose two images show different classes, at the network's input size"
 _SHOWN = ("nll", "ece", "brier", "accuracy", "miou")
+_BALANCE = ("macc", "accuracy_spread")
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What calibrate leaves: the artifact, and the scores of the images it was fitted on, before and after."""
+    """What calibrate leaves: the artifact, and scores before and after, None where there is no label to measure by."""
 
     artifact: Path
     digest: str
     calibrator: Calibrator
-    before: Scores
-    after: Scores
+    before: Scores | None
+    after: Scores | None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -60,27 +62,45 @@ class Calibrated:
         return str(self.facts.get("measured_on", fitted))
 
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Title, headers and rows: scores before and after, then what was fitted."""
+        """Title, headers and rows: scores before and after, what was fitted, and the strengths that were tried."""
         oracle = "ORACLE, " if self.calibrator.oracle else ""
         title = f"{oracle}{self.facts['method']}, measured on {self._place}"
-        before, after = (vars(scores) for scores in (self.before, self.after))
-        scores = [[name, number(before[name], decimals=5), number(after[name], decimals=5)] for name in _SHOWN]
+        before, after = (self._shown(scores) for scores in (self.before, self.after))
+        scores = [[name, number(before[name], decimals=5), number(after[name], decimals=5)] for name in before]
         found = {**self.calibrator.parameters(), **self.facts["fit"]}
+        sweep = found.pop("sweep", [])
         told = [[name.replace("_", " "), _told(value)] for name, value in found.items()]
-        return [(title, ["score", "before", "after"], scores), ("", ["fit", "value"], told)]
+        fit = ("" if scores else title, ["fit", "value"], told)
+        measured = [(title, ["score", "before", "after"], scores)] if scores else []
+        return [*measured, fit, *_tried(sweep, self.facts)]
 
     def document(self) -> dict[str, Any]:
         """The same as plain values for JSON."""
-        before, after = (vars(scores) for scores in (self.before, self.after))
         return {
             "artifact": self.artifact,
             "digest": self.digest,
             **self.facts,
             "parameters": self.calibrator.parameters(),
             "measured_on": self.facts.get("measured_on", "the data it was fitted on"),
-            "before": {name: before[name] for name in _SHOWN},
-            "after": {name: after[name] for name in _SHOWN},
+            "before": self._shown(self.before),
+            "after": self._shown(self.after),
         }
+
+    def _shown(self, scores: Scores | None) -> dict[str, float]:
+        names = (*_SHOWN, *(_BALANCE if self.calibrator.method in BALANCING else ()))
+        return {} if scores is None else {name: getattr(scores, name) for name in names}
+
+
+def _tried(
+    sweep: Sequence[Mapping[str, float]], facts: Mapping[str, Any]
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The table of the strengths; none where the strength was given."""
+    if not sweep:
+        return []
+    judge = "labels of source val" if facts["options"]["tau_by"] == "source" else "its own probabilities on the target"
+    headers = ["tau", "miou", "macc", "accuracy spread", "changed on target"]
+    rows = [[f"{row['tau']:g}", *(number(value, decimals=4) for value in list(row.values())[1:])] for row in sweep]
+    return [(f"tau by {facts['options']['tau_for']}, judged by {judge}", headers, rows)]
 
 
 def calibrate(
@@ -124,7 +144,9 @@ def calibrate(
     return Calibrated(target, digest, calibrator, before, after)
 
 
-def _fit(origin: "_Origin", resolved: Resolved, target: Path, progress: Progress) -> tuple[Calibrator, Scores, Scores]:
+def _fit(
+    origin: "_Origin", resolved: Resolved, target: Path, progress: Progress
+) -> tuple[Calibrator, Scores | None, Scores | None]:
     """The calibrator, and the scores without and with it; what lies on the disk meanwhile is removed again."""
     config = resolved.config
     with disk_errors(target):
@@ -134,9 +156,11 @@ def _fit(origin: "_Origin", resolved: Resolved, target: Path, progress: Progress
         data = origin.data(Path(folder), progress)
         progress.start("fitting", 1)
         told = _told_of(origin, resolved, len(data))
-        job = Job(data.scenes, config.calibrate, config.seed, told, origin.frozen)
+        job = Job(data.scenes, config.calibrate, config.seed, told, origin.own, data.predictions)
         calibrator = fit_calibrator(job)
         progress.finish()
+        if not len(data):
+            return calibrator, None, None
         names = origin.road.class_names
         before, after = (_scores(data, one, resolved, names, progress) for one in (None, calibrator))
     return calibrator, before, after
@@ -144,7 +168,7 @@ def _fit(origin: "_Origin", resolved: Resolved, target: Path, progress: Progress
 
 @dataclass(frozen=True)
 class _Origin:
-    """What is fitted on: a road to logits of one split; PseudoCal's mixer and DA-Cal's fit have data of their own."""
+    """What is fitted on: a road to logits of one split; PseudoCal's mixer and some fits have data of their own."""
 
     road: Road
     domain: str
@@ -153,7 +177,7 @@ class _Origin:
     device: str
     method: str
     mixer: Mixer | None = None
-    frozen: FrozenFit | None = None
+    own: FrozenFit | BalancingFit | None = None
 
     @property
     def oracle(self) -> bool:
@@ -167,18 +191,23 @@ class _Origin:
     @property
     def labels(self) -> str:
         """Which labels are used, for the artifact."""
+        if self.own is not None:
+            return self.own.labels
         if self.mixer is not None:
             return "none"
         return "target: oracle" if self.oracle else "source"
 
     def data(self, folder: Path, progress: Progress) -> FittingData:
-        """All of it, laid down in `folder`; of DA-Cal what is measured."""
+        """All of it, laid down in `folder`; of fits with data of their own what is measured, if anything."""
         if not len(self.road.dataset):
             raise DataError(f"there are no images in {self.place}", "check the domain's root and splits")
         if self.mixer is not None:
             return self.mixer.data(folder, progress)
-        if self.frozen is not None:
-            return labelled_data(self.frozen.road, folder, progress, pictures=False)
+        if self.own is not None:
+            road = self.own.measured
+            return (
+                FittingData(folder, progress) if road is None else labelled_data(road, folder, progress, pictures=False)
+            )
         return labelled_data(self.road, folder, progress, pictures=self.method == "local")
 
 
@@ -198,7 +227,9 @@ def _from_network(resolved: Resolved, checkpoint: str | None, progress: Progress
     target = _target(resolved, name, oracle=domain == "target" and not closed)
     origin = _Origin(road, domain, split, target, str(device), options.method)
     if options.method == "dacal":
-        return replace(origin, frozen=FrozenFit(resolved, loaded, dataset, device, progress))
+        return replace(origin, own=FrozenFit(resolved, loaded, dataset, device, progress))
+    if options.method in BALANCING:
+        return replace(origin, own=BalancingFit(resolved, road, split, loaded, device, progress))
     if options.method in LABEL_FREE:
         return replace(origin, mixer=Mixer(loaded, dataset, config.predict, device, options.mix, config.seed))
     return origin
@@ -212,17 +243,24 @@ def _from_artifact(resolved: Resolved, path: Path, progress: Progress) -> _Origi
         names, protocol, stale = artifact.class_names, artifact.meta["protocol"], stale_note(artifact)
     if stale is not None:
         progress.note(stale)
-    asked, domain = options.on or "source", str(protocol.get("domain", options.on or "source"))
+    closed = options.method in FOR_TARGET
+    asked = options.on or ("target" if closed else "source")
+    domain = str(protocol.get("domain", asked))
     if domain != asked:
         raise ConfigError(
             f"{path} holds logits of the {domain}, and calibrate is to fit on the {asked}",
-            "--on target fits on labels of the target, as an oracle; predict --domain source makes the source's logits",
+            "calseg predict --domain target makes the target's logits"
+            if closed
+            else "--on target fits on labels of the target, as an oracle; "
+            "predict --domain source makes the source's logits",
         )
     split = options.split or str(protocol.get("split", "val"))
-    dataset = open_domain(resolved, domain, names).dataset(split, with_labels=True, max_items=options.max_items)
+    dataset = open_domain(resolved, domain, names).dataset(split, with_labels=not closed, max_items=options.max_items)
     stem = path.name.removesuffix(".json").removesuffix(".manifest").removesuffix(".h5")
-    target = _target(resolved, f"{stem}-{options.method}", oracle=domain == "target")
-    return _Origin(ArtifactRoad(path, dataset), domain, split, target, "cpu", options.method)
+    target = _target(resolved, f"{stem}-{options.method}", oracle=domain == "target" and not closed)
+    road = ArtifactRoad(path, dataset)
+    own = BalancingFit(resolved, road, split, None, torch.device("cpu"), progress) if closed else None
+    return _Origin(road, domain, split, target, "cpu", options.method, own=own)
 
 
 def _target(resolved: Resolved, name: str, *, oracle: bool) -> Path:
@@ -236,22 +274,33 @@ def _check_options(resolved: Resolved, checkpoint: str | None, logits: Path | No
     method = resolved.config.calibrate.method
     if checkpoint is not None and logits is not None:
         raise ConfigError("--checkpoint and --logits exclude each other", "give the one that is to be calibrated")
-    if method in FOR_TARGET and logits is not None:
+    if method in FOR_TARGET - BALANCING and logits is not None:
         raise ConfigError(f"{method} mixes images, so it needs the network", "give --checkpoint in place of --logits")
-    if method == "dacal" and resolved.config.calibrate.on == "source":
+    if method in {"dacal"} | BALANCING and resolved.config.calibrate.on == "source":
         raise ConfigError(
-            "dacal calibrates for the target: on source has no meaning", "leave it out, or take another method"
+            f"{method} calibrates for the target: on source has no meaning", "leave it out, or take another method"
         )
+    asked = [name for name in ("tau_for", "tau_by") if _said(resolved, name) and method in BALANCING]
+    if asked and resolved.config.calibrate.tau != "auto":
+        raise ConfigError(f"{_flag(asked[0])} has no effect where tau is given", "--tau auto looks for one")
     for name in sorted({option for options in USES.values() for option in options} - set(USES[method])):
-        flag = f"--{name.replace('_', '-')}"
-        if resolved.sources.get(f"calibrate.{name}", "") == flag:
+        if _said(resolved, name):
             users = [other for other, options in USES.items() if name in options]
-            raise ConfigError(f"{flag} has no effect with --method {method}", f"{' and '.join(users)} use it")
+            raise ConfigError(f"{_flag(name)} has no effect with --method {method}", f"{' and '.join(users)} use it")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _said(resolved: Resolved, name: str) -> bool:
+    """Whether an option of the section was given on the command line, and not in a file."""
+    return resolved.sources.get(f"calibrate.{name}", "") == _flag(name)
 
 
 def _told_of(origin: _Origin, resolved: Resolved, images: int) -> dict[str, Any]:
     """What the artifact tells of where the calibrator is from."""
-    options, frozen = resolved.config.calibrate, origin.frozen
+    options, own = resolved.config.calibrate, origin.own
     told: dict[str, Any] = {
         "fitted_on": f"{origin.place}, {images} {'images' if origin.mixer is None else 'mixes of two images'}",
         "domain": origin.domain,
@@ -262,7 +311,7 @@ def _told_of(origin: _Origin, resolved: Resolved, images: int) -> dict[str, Any]
         "options": {name: getattr(options, name) for name in USES[options.method]},
         "seed": resolved.config.seed,
     }
-    return told if frozen is None else {**told, **frozen.told(told["options"])}
+    return told if own is None else {**told, **own.told(told["options"])}
 
 
 def _protocol(origin: _Origin) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from calseg_cli.methods.scenes import Scenes
 from calseg_cli.methods.selective_scaling import SelectiveScaling, fit_wrong_temperature, train_judge
 from calseg_cli.methods.temperature import Fit, Temperature, fit_temperature
 from calseg_cli.methods.vector_scaling import VectorScaling, fit_vector
+from calseg_cli.stages.calibrate_blda import BalancingFit, Held
 from calseg_cli.stages.calibrate_dacal import FrozenFit
 
 USES: dict[str, tuple[str, ...]] = {
@@ -24,6 +25,8 @@ USES: dict[str, tuple[str, ...]] = {
     "pseudocal": ("mix",),
     "meta": ("miscoverage", "target_accuracy"),
     "dacal": ("steps", "batch_size", "statistics"),
+    "blda": ("tau", "tau_for", "tau_by", "anchors", "anchor_weights", "cells"),
+    "logit-adjustment": ("tau", "tau_for", "tau_by", "prior"),
 }
 """The options of the section that each method looks at."""
 
@@ -32,14 +35,15 @@ USES: dict[str, tuple[str, ...]] = {
 class Job:
     """What a fit is given: the images, the options, the seed, and what its artifact tells of its origin.
 
-    `frozen` is what dacal learns on in place of the images.
+    `own` is what dacal and the balancing methods are fitted on in place of the images, which are `held` for judging.
     """
 
     scenes: Scenes
     options: Calibrate
     seed: int
     origin: Mapping[str, Any]
-    frozen: FrozenFit | None = None
+    own: FrozenFit | BalancingFit | None = None
+    held: Held = tuple
 
     def told(self, **outcome: Any) -> dict[str, Any]:
         """The origin with what the fit found."""
@@ -99,9 +103,15 @@ def _local(job: Job) -> Calibrator:
 
 
 def _dacal(job: Job) -> Calibrator:
-    if job.frozen is None:
+    if not isinstance(job.own, FrozenFit):
         raise ValueError("dacal needs the network")
-    return job.frozen.fit(job.origin)
+    return job.own.fit(job.origin)
+
+
+def _balanced(job: Job) -> Calibrator:
+    if not isinstance(job.own, BalancingFit):
+        raise ValueError(f"{job.options.method} is fitted on logits of the target")
+    return job.own.fit(job.origin, job.held)
 
 
 def _outcome(fit: Fit) -> dict[str, Any]:
@@ -116,4 +126,6 @@ _FITS: dict[str, Callable[[Job], Calibrator]] = {
     "pseudocal": _pseudocal,
     "meta": _meta,
     "dacal": _dacal,
+    "blda": _balanced,
+    "logit-adjustment": _balanced,
 }

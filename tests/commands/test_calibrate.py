@@ -5,9 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from calseg_cli.artifacts.reader import open_artifact
+from calseg_cli.methods.aligned_quantiles import pooled_anchors, quantile_table
 from calseg_cli.methods.calibrators import CALIBRATORS
+from calseg_cli.metrics.logit_histograms import count_logits
 from tests.commands.outcomes import failed, labels
 
 MADE = "runs/sample/5-calibrate/pretrain-temperature-source-val.h5"
@@ -164,6 +168,128 @@ def test_dacal_without_a_source_is_one_line(folder, calseg):
     assert "source" in failed(calseg("calibrate", "--method", "dacal", cwd=folder), 4)
 
 
+# Classes that are balanced: blda, logit-adjustment
+
+LABEL_FREE = ("--set", "calibrate.anchors=target", "--set", "calibrate.prior=pseudo")
+FEW = ("--max-items", "8")
+
+
+@pytest.mark.parametrize("method", ["blda", "logit-adjustment"])
+def test_balancing_opens_labels_of_the_source_alone(folder, opened, method):
+    seen = labels(opened(folder, "calibrate", "--method", method, *FEW))
+    assert any("source/train" in path for path in seen)
+    assert any("source/val" in path for path in seen)
+    assert not any("target" in path for path in seen)
+
+
+@pytest.mark.parametrize(
+    ("method", "strength"),
+    [("blda", ("--tau-by", "expected")), ("logit-adjustment", ("--tau", "0.5"))],
+)
+def test_balancing_can_do_without_the_source_and_any_label(folder, calseg, method, strength):
+    shutil.rmtree(folder / "data/source")
+    for closed in (folder / "data/target").glob("*/labels"):
+        shutil.rmtree(closed)
+    ran = calseg("calibrate", "--method", method, *strength, *LABEL_FREE, *FEW, "--json", cwd=folder)
+    assert ran.code == 0, ran.err
+    assert (ran.json["labels"], ran.json["before"]) == ("none", {})
+    assert ran.json["measured_on"].startswith("nothing")
+
+
+@pytest.mark.parametrize(("method", "wanted"), [("blda", "miou"), ("logit-adjustment", "macc")])
+def test_the_strength_is_the_smallest_of_the_best_that_were_tried(folder, calseg, method, wanted):
+    words = ("calibrate", "--method", method, "--tau-for", wanted, *FEW, "--set", "calibrate.anchor_weights=classes")
+    ran = calseg(*words, "--json", cwd=folder)
+    assert ran.code == 0, ran.err
+    rows = ran.json["fit"]["sweep"]
+    assert rows[0]["changed_on_target"] == 0 < rows[-1]["changed_on_target"]
+    best = max(row[wanted] for row in rows)
+    assert ran.json["parameters"]["tau"] == next(row["tau"] for row in rows if best - row[wanted] < 1e-3)
+    assert set(ran.json["after"]) >= {"miou", "macc", "accuracy_spread"}
+    with open_artifact(folder / ran.json["artifact"], "calibrator") as artifact:
+        assert artifact.array("tau").tolist() == [ran.json["parameters"]["tau"]]
+        assert artifact.meta["protocol"]["correction"]["fit"]["sweep"] == rows
+        assert artifact.meta["protocol"]["labels_used_for"] == "fitting: source"
+    table = calseg(*words, "--force", cwd=folder)
+    assert f"tau by {wanted}, judged by labels of source val" in table.out
+    with open_artifact(folder / ran.json["artifact"], "calibrator") as artifact:
+        assert artifact.digest == ran.json["digest"]  # it repeats
+
+
+def cells_and_labels(folder, artifact, split):
+    """Logits (C,P) of an artifact's cells and the labels (P,) under their centres, at stride 4 without padding."""
+    logits, found = [], []
+    for name in artifact.ids:
+        one = artifact.item(name, "logits").astype(np.float32)
+        with Image.open(folder / "data/source" / split / "labels" / f"{name}.png") as picture:
+            label = np.asarray(picture)
+        step = label.shape[0] // one.shape[1]
+        logits.append(one.reshape(len(one), -1))
+        found.append(label[step // 2 :: step, step // 2 :: step].ravel())
+    return np.concatenate(logits, axis=1), np.concatenate(found).astype(int)
+
+
+def test_the_prior_and_what_judged_are_those_of_brute_force(folder, calseg):
+    ran = calseg("calibrate", "--method", "logit-adjustment", "--json", cwd=folder)
+    assert calseg("predict", "--domain", "source", "--split", "val", "-o", "val.h5", cwd=folder).code == 0
+    counts = np.zeros(256)
+    for path in (folder / "data/source/train/labels").rglob("*.png"):
+        with Image.open(path) as picture:
+            counts += np.bincount(np.asarray(picture).ravel(), minlength=256)
+    with open_artifact(folder / ran.json["artifact"]) as artifact:
+        prior = artifact.array("prior")
+    np.testing.assert_allclose(prior, counts[: len(prior)] / counts[: len(prior)].sum(), rtol=1e-12)
+    with open_artifact(folder / "val.h5") as artifact:
+        z, y = cells_and_labels(folder, artifact, "val")
+    z, y = z[:, y < len(prior)], y[y < len(prior)]
+    for row in ran.json["fit"]["sweep"][::5]:
+        chosen = (z - row["tau"] * np.log(prior)[:, None]).argmax(axis=0)
+        present = np.unique(y)
+        shares = [np.mean(chosen[y == c] == c) for c in present]
+        ious = [np.sum((y == c) & (chosen == c)) / np.sum((y == c) | (chosen == c)) for c in present]
+        assert row["macc"] == pytest.approx(np.mean(shares), abs=1e-4)
+        assert row["accuracy_spread"] == pytest.approx(np.std(shares), abs=1e-4)
+        assert row["miou"] == pytest.approx(np.mean(ious), abs=1e-4)
+
+
+def test_the_offsets_are_those_of_the_targets_cells(folder, calseg):
+    words = ("calibrate", "--method", "blda", "--tau", "0.5", *LABEL_FREE[:2], "--json")
+    ran = calseg(*words, cwd=folder)
+    assert ran.code == 0, ran.err
+    assert calseg("predict", "--split", "train", "-o", "t.h5", cwd=folder).code == 0
+    again = calseg(*words, "--logits", "t.h5", "-o", "from-logits.h5", cwd=folder)
+    assert again.code == 0, again.err
+    with open_artifact(folder / "t.h5") as artifact:
+        parts = [torch.from_numpy(artifact.item(name, "logits")).float().flatten(1) for name in artifact.ids]
+    z = torch.cat(parts, dim=1)
+    cells = count_logits(z, z.argmax(dim=0))
+    seen = cells.counts[:, 0].sum(axis=1) >= 100
+    expected = quantile_table(cells, pooled_anchors(cells), seen)
+    with open_artifact(folder / ran.json["artifact"]) as one, open_artifact(folder / "from-logits.h5") as other:
+        np.testing.assert_array_equal(one.array("offsets"), expected.offsets.float().numpy())
+        np.testing.assert_array_equal(one.array("offsets"), other.array("offsets"))
+    unseen = [name for name, known in zip(artifact.class_names, seen, strict=True) if not known]
+    assert ran.json["fit"]["unchanged_classes"] == (", ".join(unseen) or "none")
+
+
+def test_at_strength_0_the_evaluation_is_the_networks_own(folder, calseg):
+    ran = calseg("calibrate", "--method", "blda", "--tau", "0", *LABEL_FREE, *FEW, "--json", cwd=folder)
+    assert ran.code == 0, ran.err
+    words = ("evaluate", "--max-items", "4", "--json")
+    plain = calseg(*words, cwd=folder)
+    same = calseg(*words, "--calibrator", ran.json["artifact"], cwd=folder)
+    assert same.json["scores"] == plain.json["scores"]
+
+
+def test_a_failed_balance_leaves_nothing(folder, calseg):
+    shutil.rmtree(folder / "runs/sample/5-calibrate")
+    for path in (folder / "data/source/val/labels").rglob("*.png"):
+        Image.new("L", (2, 2)).save(path)
+    assert failed(calseg("calibrate", "--method", "blda", *FEW, cwd=folder), 4)
+    left = folder / "runs/sample/5-calibrate"
+    assert not left.exists() or not list(left.iterdir())
+
+
 # Mistakes
 
 
@@ -186,6 +312,15 @@ def test_dacal_without_a_source_is_one_line(folder, calseg):
         (("--method", "dacal", "--on", "source"), 2, "dacal calibrates for the target"),
         (("--method", "dacal", "--logits", "x.h5"), 2, "needs the network"),
         (("--method", "dacal", "--set", "target.size=[48, 64]"), 4, "images are"),
+        (("--tau", "1"), 2, "--tau has no effect with --method temperature"),
+        (("--method", "blda", "--tau", "-1"), 2, "calibrate.tau must be auto or a number"),
+        (("--method", "blda", "--tau", "x"), 2, "calibrate.tau must be auto or a number"),
+        (("--method", "blda", "--tau", "nan"), 2, "calibrate.tau must be auto or a number"),
+        (("--method", "blda", "--tau-for", "iou"), 2, "calibrate.tau_for"),
+        (("--method", "blda", "--tau", "1", "--tau-by", "expected"), 2, "--tau-by has no effect where tau is given"),
+        (("--method", "logit-adjustment", "--on", "source"), 2, "calibrates for the target"),
+        (("--method", "blda", "--set", "source.root=nowhere"), 4, "nowhere"),
+        (("--method", "blda", "--logits", "nowhere.h5"), 3, "nowhere.h5"),
     ],
 )
 def test_mistakes_are_one_line(folder, calseg, words, code, told):

@@ -9,9 +9,12 @@ import torch
 from scipy.optimize import minimize
 
 from calseg_cli.errors import ArtifactError, ConfigError, DataError
-from calseg_cli.methods.calibrators import CALIBRATORS, FOR_TARGET, LABEL_FREE
+from calseg_cli.methods.aligned_quantiles import pooled_anchors, quantile_table
+from calseg_cli.methods.balanced_prediction import BalancedPrediction
+from calseg_cli.methods.calibrators import BALANCING, CALIBRATORS, FOR_TARGET, LABEL_FREE
 from calseg_cli.methods.dacal_calibrator import DACalCalibrator
 from calseg_cli.methods.local_temperature import LocalTemperature, TemperatureTree, train_tree
+from calseg_cli.methods.logit_adjustment import LogitAdjustment
 from calseg_cli.methods.metacal import BINS, EntropyCounts, MetaCal, count_entropies, entropy_steps, fit_metacal
 from calseg_cli.methods.pseudocal import PseudoCal, mixed, mixed_label, mixing_pairs
 from calseg_cli.methods.scenes import Scene
@@ -25,6 +28,7 @@ from calseg_cli.methods.temperature import Temperature, find_temperature, fit_te
 from calseg_cli.methods.temperature_network import TemperatureNetwork
 from calseg_cli.methods.vector_scaling import VectorScaling, VectorSums, find_vector, fit_vector, vector_sums
 from calseg_cli.metrics.grid import bilinear_grid
+from calseg_cli.metrics.logit_histograms import count_logits
 
 CLASSES = 4
 
@@ -66,6 +70,13 @@ def temperatures():
     return network
 
 
+def offsets():
+    """A table by the scenes' labels."""
+    z, y = pixels()
+    cells = count_logits(torch.from_numpy(z.T.copy()), torch.from_numpy(y))
+    return quantile_table(cells, pooled_anchors(cells))
+
+
 MADE = {
     "temperature": lambda: Temperature(1.7),
     "pseudocal": lambda: PseudoCal(0.8),
@@ -74,6 +85,8 @@ MADE = {
     "selective": lambda: SelectiveScaling(train_judge(scenes, epochs=1, lr=1e-2, seed=0), 5.0),
     "local": lambda: LocalTemperature(TemperatureTree(CLASSES, seed=3).requires_grad_(False)),
     "dacal": lambda: DACalCalibrator(temperatures()),
+    "blda": lambda: BalancedPrediction(offsets(), 0.6),
+    "logit-adjustment": lambda: LogitAdjustment(np.array([0.5, 0.3, 0.2, 0.0]), 0.6),
 }
 
 
@@ -82,7 +95,7 @@ MADE = {
 
 def test_every_calibrator_is_made_here():
     assert set(MADE) == set(CALIBRATORS)
-    assert set(CALIBRATORS) >= FOR_TARGET > LABEL_FREE
+    assert set(CALIBRATORS) >= FOR_TARGET > LABEL_FREE | BALANCING
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -139,7 +152,7 @@ def test_broken_arrays_are_refused_in_one_line(name):
             assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("name", ["vector", "selective", "local", "dacal"])
+@pytest.mark.parametrize("name", ["vector", "selective", "local", "dacal", "blda", "logit-adjustment"])
 def test_another_number_of_classes_is_refused(name):
     with pytest.raises(ArtifactError, match="classes"):
         MADE[name]()(torch.zeros(CLASSES + 1, 6, 8), torch.zeros(3, 24, 32))
