@@ -17,6 +17,7 @@ from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.batch_statistics import too_small_for_batch_norm
 from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.infer import Views
+from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
 from calseg_cli.methods.dacal_calibrator import DACalCalibrator
@@ -67,7 +68,12 @@ class FrozenFit:
         return self._source.dataset("val", with_labels=True)
 
     @property
-    def road(self) -> NetworkRoad:
+    def labels(self) -> str:
+        """Whose labels are opened."""
+        return "source"
+
+    @property
+    def measured(self) -> NetworkRoad:
         """To logits of the judging images."""
         return self._road(self.judging)
 
@@ -85,14 +91,17 @@ class FrozenFit:
             "options": {**options, **{name: getattr(section, name) for name in (*_MIXING, *LEARNING)}},
         }
 
-    def fit(self, told: Mapping[str, Any]) -> DACalCalibrator:
-        """Learn; `told` is what the artifact tells of its origin."""
+    def fit(self, told: Mapping[str, Any], stop: StopRequest | None = None) -> DACalCalibrator:
+        """Learn; `told` is what the artifact tells of its origin. Raises StoppedError as soon as `stop` asks for it."""
         config = self.resolved.config
         frozen = self._frozen()
         self.progress.start("learning temperatures", config.calibrate.steps)
         with too_small_for_batch_norm():
             for batch in self._stream(frozen).batches(0, config.calibrate.steps):
                 frozen.step(batch.to(self.device))
+                if stop:
+                    hint = "the same command with --resume goes on from there"
+                    raise stop.error("stopped while learning temperatures", hint)
                 self.progress.advance(1, T=frozen.report()["temperature_mean"])
         self.progress.finish()
         fit = {"status": "trained", "steps": config.calibrate.steps, **self._looked(frozen.temperatures)}
