@@ -27,6 +27,7 @@ from calseg_cli.commands import (
     results,
 )
 from calseg_cli.commands import calibrate_prototypes as prototypes_command
+from calseg_cli.commands import logit_statistics as statistics_command
 from calseg_cli.commands import pseudo_label as pseudo_label_command
 from calseg_cli.commands import sample_data as sample_data_command
 from calseg_cli.commands import select_checkpoint_by_ECE as select_command
@@ -61,6 +62,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str, str]] = {
         STAGES,
         "Prototypes of soft labels, to label pixels anew.",
     ),
+    "logit-statistics": (statistics_command.logit_statistics, STAGES, "Count its logits by label, for anchors."),
     "calibrate": (calibrate.calibrate, STAGES, "Fit a calibrator of its confidence."),
     "evaluate": (evaluate.evaluate, STAGES, "Measure accuracy and calibration (also: eval)."),
     "results": (results.results, LOOK, "All evaluations of a run in one table."),

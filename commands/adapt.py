@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRAINING, ROUNDS, CALSFDA, ADABN = "Training", "Methods: cbst, calsfda", "Method: calsfda", "Method: adabn"
 FRAME = "Methods: self-training, dacal, blda"
+BLDA = "Method: blda"
 ONLINE = "online"
 
 
@@ -94,6 +95,18 @@ def adapt(
         bool,
         typer.Option("--oracle", help="For study: curves by labels of the target; stamped.", rich_help_panel=FRAME),
     ] = False,
+    settle: Annotated[
+        bool,
+        typer.Option("--settle", help="Divide the result's logits by DA-Cal's temperature.", rich_help_panel=FRAME),
+    ] = False,
+    source_free: Annotated[
+        bool, typer.Option("--source-free", help="Mix target images with each other; no source.", rich_help_panel=FRAME)
+    ] = False,
+    tau: Annotated[float | None, typer.Option(help="Strength of the offsets.", rich_help_panel=BLDA)] = None,
+    anchors: Annotated[
+        Path | None,
+        typer.Option(help="Anchors of these logit-statistics; learned without it.", rich_help_panel=BLDA),
+    ] = None,
     valuenet: Annotated[
         Path | None, typer.Option(help="The value net; the run's own without it.", rich_help_panel=INPUT)
     ] = None,
@@ -147,6 +160,10 @@ def adapt(
         "keep": keep,
         "visualize": visualize,
         "oracle": oracle or None,
+        "settle": settle or None,
+        "source_free": source_free or None,
+        "tau": tau,
+        "anchors": anchors,
         "prototypes": ONLINE if online else None,
     }
     resolved = session.load(common)

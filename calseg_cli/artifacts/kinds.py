@@ -70,8 +70,8 @@ KINDS = {
         Kind(
             "logit_statistics",
             1,
-            "counts and distributions of each logit by class",
-            arrays=frozenset({"count"}),
+            "histograms of logits (C,C,1024) by label and channel, the edges of their bins, the pixels of each label",
+            arrays=frozenset({"counts", "edges", "pixels"}),
         ),
         Kind("value_scores", 1, "the calibration error that a value net expects of each image"),
         Kind("selection", 1, "the score of each checkpoint, and which was chosen", arrays=frozenset({"scores"})),

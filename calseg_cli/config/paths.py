@@ -37,6 +37,7 @@ def _path_values(values: dict[Any, Any]) -> Iterator[tuple[dict[Any, Any], Any, 
         (values, (), ("runs",)),
         (values.get("network"), ("network",), ("init",)),
         (values.get("prototypes"), ("prototypes",), ("prior_from",)),
+        (_table(_table(values, "adapt"), "blda"), ("adapt", "blda"), ("anchors",)),
     ]
     for role in ("source", "target"):
         domain = values.get(role)
@@ -47,6 +48,11 @@ def _path_values(values: dict[Any, Any]) -> Iterator[tuple[dict[Any, Any], Any, 
             yield from (
                 (table, name, (*above, name)) for name in names if isinstance(table.get(name), str) and table[name]
             )
+
+
+def _table(values: Any, name: str) -> Any:
+    """What a table holds under a name; None where it is no table."""
+    return values.get(name) if isinstance(values, dict) else None
 
 
 def _is_file(init: str, base: Path) -> bool:

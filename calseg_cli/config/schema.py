@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from calseg_cli.config.calibrate import Calibrate
 from calseg_cli.config.domain import Domain
+from calseg_cli.config.logit_statistics import LogitStatisticsSection
 from calseg_cli.config.methods import Adapt
 from calseg_cli.config.prototypes import PrototypeSection
 from calseg_cli.config.pseudo_label import PseudoLabel
@@ -134,6 +135,9 @@ class Config(Section):
     valuenet: ValueNetSection = section(ValueNetSection, "A net that expects an image's calibration error.")
     predict: Predict = section(Predict, "Logits as an artifact.")
     pseudo_label: PseudoLabel = section(PseudoLabel, "Labels from logits, where they are believed.")
+    logit_statistics: LogitStatisticsSection = section(
+        LogitStatisticsSection, "Statistics of logits by label and channel."
+    )
     prototypes: PrototypeSection = section(PrototypeSection, "Labels by the nearest soft-label prototype.")
     calibrate: Calibrate = section(Calibrate, "Calibrators of a network's confidence.")
     adapt: Adapt = section(Adapt, "Adaptation to the unlabelled target.")

@@ -7,7 +7,7 @@ from pydantic import Field
 from calseg_cli.config.adapt_steps import AdaptSteps, Weight
 from calseg_cli.config.section import Section, key, section
 from calseg_cli.config.training import Augment
-from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Positive, Probability, Range, Text
+from calseg_cli.config.values import Bool, ClassWeights, Float, Int, Location, Positive, Probability, Range, Text
 
 _FRAME = "self_training"
 _PLUGGED = ("dacal", "blda")
@@ -34,6 +34,9 @@ class SelfTraining(AdaptSteps):
 
     base: Literal["dacs", "daformer", "mic"] = key(
         "dacs", "dacs; daformer: and rare classes, feature distance; mic: and masked target images."
+    )
+    source_free: Bool = key(
+        False, "Without source images: target images are mixed with each other. Not with daformer, nor for dacal."
     )
     labels: Literal["hard", "soft", "sampled"] = key(
         "hard", "What target pixels are taught: the teacher's class, its probabilities, or a class drawn from them."
@@ -63,6 +66,9 @@ class SelfTraining(AdaptSteps):
         "batch", "Batch norm: by the batch, measured again at the end; running, without the source; shared by all."
     )
     warm_up: Bool = key(True, "Measure batch-norm statistics on the target before the first step, as adabn does.")
+    settle: Bool = key(
+        False, "Divide the result's logits at the end by one temperature, found as calibrate's dacal does."
+    )
     held_out: Literal["val", "fold"] = key(
         "val", "Labelled source images kept from training, where a method needs some: split val, or every 8th of train."
     )
@@ -126,6 +132,9 @@ class BLDA(Section):
     """BLDA: classes are taught through logits that are moved away from anchors all share (arXiv 2512.06886)."""
 
     tau: Weight = key(0.1, "Strength of the offsets: 0.1 serves mean IoU, 1 mean accuracy; at least 0.")
+    anchors: Location | None = key(
+        None, "Statistics of the source's logits (logit-statistics), whose anchors hold all along; null: learned."
+    )
     warm_up: Int = key(30, "Steps that gather the logits' distributions before offsets are used.", ge=0)
     components: Int = key(5, "Gaussians in each distribution; at least 1.", ge=1, le=64)
     em_steps: Int = key(3, "Steps of expectation maximisation a batch; at least 1.", ge=1, le=100)

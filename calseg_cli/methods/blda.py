@@ -16,7 +16,7 @@ from calseg_cli.engine.method import ParameterGroup
 from calseg_cli.errors import ConfigError
 from calseg_cli.methods.logit_alignment import AlignmentTable, Tail, alignment_table
 from calseg_cli.methods.logit_mixtures import LogitAnchors, LogitCells, MixtureOptions, Mixtures, labelled_pixels
-from calseg_cli.methods.self_training_view import PLUGIN_PURPOSES, Plugin, View
+from calseg_cli.methods.self_training_view import PLUGIN_PURPOSES, Plugin, Term, View
 
 _SOURCE_CELLS, _TARGET_CELLS, _ANCHORS = range(PLUGIN_PURPOSES + 50, PLUGIN_PURPOSES + 53)  # what a stream is for
 
@@ -50,9 +50,10 @@ class BLDA(Plugin):
     """Teaches z - tau D(z) in place of the logits z; D, which has no gradient, moves a cell's logits to its anchor.
 
     A pixel's label and domain name its cells. Source cells and anchors learn from the source images, target cells from
-    the target's pixels in the mix, each before the offsets of the same batch are read. The network, the teacher and
-    what they predict stay as they are. Pixels without a label, or of one that was never seen often enough, have offset
-    0; so have all while the positive anchor lies below the negative one.
+    the target's pixels in the mix, each before the offsets of the same batch are read; masked images are moved by the
+    target's cells, which do not learn from them. The network, the teacher and what they predict stay as they are.
+    Pixels without a label, or of one that was never seen often enough, have offset 0; so have all while the positive
+    anchor lies below the negative one.
     """
 
     steps: Tensor
@@ -75,41 +76,54 @@ class BLDA(Plugin):
             self.anchors.freeze(anchors)
         self.density = _density_head(network, seed) if self.options.density_weight else None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._source_comes = True  # a step begins with the source; nothing of what follows outlives a step
+        # Nothing of what follows outlives a step.
         self._tables: dict[str, AlignmentTable] = {}
         self._densities: Densities | None = None
         self._moved: Tensor | None = None
 
-    def correct(self, logits: Tensor, labels: Tensor, domain: Tensor) -> Tensor:
-        """The logits less tau D, (B,C,H,W). The step's first two calls, source and mix, are learned from."""
+    def check_source_free(self) -> None:
+        """Refuse anchors that would have to be learned."""
+        if not bool(self.anchors.frozen):
+            raise ConfigError(
+                "blda learns its anchors from source images, and source_free has none",
+                "--anchors FILE (adapt.blda.anchors) gives them; calseg logit-statistics makes it of the source",
+            )
+
+    def correct(self, logits: Tensor, labels: Tensor, domain: Tensor, term: Term) -> Tensor:
+        """The logits less tau D, (B,C,H,W). Source images and mixes are learned from, masked images are not."""
         source = domain[:, 0]
-        self._learn(logits, labels, source)
+        self._learn(logits, labels, source, term)
         if not self._acts():
             return logits
         rows = torch.where(source, labels, labels + self.source.num_classes).masked_fill(labels == IGNORE, -1)
-        if self.density is not None and self._source_comes:
+        if self.density is not None and term == "mix":
             self._densities = self._densities_of(logits, labels, rows)
         if not self.options.tau:
             return logits
-        table = self._table("source", self.source)
-        if not bool(source.all()):
-            table = table + self._table("target", self.target)
-        offsets = table.offset(logits, rows)
-        self._moved = self.options.tau * torch.linalg.vector_norm(offsets, 1) / offsets.numel()
+        offsets = self._offsets(logits, rows, source)
+        if term != "masked":
+            self._moved = self.options.tau * torch.linalg.vector_norm(offsets, 1) / offsets.numel()
         return torch.sub(logits, offsets, alpha=self.options.tau)
 
-    def _learn(self, logits: Tensor, labels: Tensor, source: Tensor) -> None:
-        """From the clean source images, then from the mix; any later call of a step only looks up."""
-        if not self._source_comes:
-            self._source_comes = True
-            self.target.update(logits, labelled_pixels(logits, labels, ~source), self._generator(_TARGET_CELLS))
-            self._tables.pop("target", None)
-        elif bool(source.all()):
-            self._source_comes = False
+    def _learn(self, logits: Tensor, labels: Tensor, source: Tensor, term: Term) -> None:
+        """From the clean source images and from the target's pixels of the mix; masked images are another thing."""
+        if term == "source":
             pixels = labelled_pixels(logits, labels)
             self.source.update(logits, pixels, self._generator(_SOURCE_CELLS))
             self.anchors.update(logits, pixels, self._generator(_ANCHORS))
             self._tables.clear()
+        elif term == "mix":
+            self.target.update(logits, labelled_pixels(logits, labels, ~source), self._generator(_TARGET_CELLS))
+            self._tables.pop("target", None)
+
+    def _offsets(self, logits: Tensor, rows: Tensor, source: Tensor) -> Tensor:
+        """D (B,C,H,W) by the rows (B,H,W) of both domains; of a domain that does not occur no table is built."""
+        if not bool(source.any()):
+            return self._table("target", self.target).offset(logits, rows - self.source.num_classes)
+        table = self._table("source", self.source)
+        if not bool(source.all()):
+            table = table + self._table("target", self.target)
+        return table.offset(logits, rows)
 
     def _generator(self, purpose: int) -> Generator:
         return draw_generator(self.seed, int(self.steps), purpose)
@@ -164,7 +178,7 @@ class BLDA(Plugin):
     def after_step(self, step: int) -> None:
         """Count the step and forget what belonged to it."""
         self.steps += 1
-        self._source_comes, self._tables, self._densities = True, {}, None
+        self._tables, self._densities = {}, None
 
     def report(self) -> dict[str, float]:
         """How many labels each domain has cells of, the anchors' distance in logits, the mean size of tau D."""

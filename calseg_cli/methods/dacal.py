@@ -92,6 +92,13 @@ class DACal(Plugin):
         """Where labels of held-out source images judge."""
         return self.options.outer.startswith("held-out")
 
+    def check_source_free(self) -> None:
+        """Refuse."""
+        raise ConfigError(
+            "dacal learns its temperatures from labelled source images, and source_free has none",
+            "leave source_free out, or take self-training or blda",
+        )
+
     def targets(self, view: View, logits: Tensor) -> Tensor | None:
         """Softened probabilities (B,C,H,W), after a step of the temperature network; None while an alarm is on."""
         if view.step % self.options.interval == 0:

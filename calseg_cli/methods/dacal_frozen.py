@@ -23,7 +23,7 @@ from calseg_cli.engine.forward import pad_to_divisor
 from calseg_cli.engine.infer import LogitsDtype, Views, predict
 from calseg_cli.errors import ConfigError
 from calseg_cli.methods.dacal import Mask, Outer
-from calseg_cli.methods.self_training import check_sizes
+from calseg_cli.methods.self_training_domains import check_sizes
 from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner, last_layer, on_grid
 from calseg_cli.methods.temperature_network import TemperatureNetwork
 

@@ -24,13 +24,14 @@ from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.forward import dense_logits, native_logits, upsample_logits
 from calseg_cli.engine.method import Method, ParameterGroup
 from calseg_cli.engine.moving_average import decay_at, move_average
-from calseg_cli.errors import ConfigError, DataError
+from calseg_cli.errors import ConfigError
 from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
 from calseg_cli.methods.feature_distance import FeatureDistance, encoder_seen
 from calseg_cli.methods.parted_network import Parted
 from calseg_cli.methods.prototype_labels import PrototypeLabels
+from calseg_cli.methods.self_training_domains import both_domains, check_source_free, of_the_neighbour, only_target
 from calseg_cli.methods.self_training_labels import Labels, Taught, Trust, taught
-from calseg_cli.methods.self_training_view import Plugin, View
+from calseg_cli.methods.self_training_view import Plugin, Term, View
 
 if TYPE_CHECKING:
     from calseg_cli.artifacts.geometry import Geometry
@@ -66,7 +67,8 @@ class Look:
 class Frame:
     """The frame's options; see docs/self_training.md. `ema` is the teacher's decay, `hard_steps` begin every run.
 
-    `feature_classes` (None: all), `feature_ratio` and `feature_weight` are the feature distance's.
+    `feature_classes` (None: all), `feature_ratio` and `feature_weight` are the feature distance's. `source_free`:
+    target images are mixed with each other, and there is no term of the source.
     """
 
     base: Base = "dacs"
@@ -83,6 +85,7 @@ class Frame:
     feature_ratio: float = 0.75
     feature_classes: tuple[int, ...] | None = None
     masking: Masking = field(default_factory=Masking)
+    source_free: bool = False
 
 
 class SelfTraining(Method):
@@ -115,6 +118,8 @@ class SelfTraining(Method):
         self.seed = seed
         self.teacher = copy.deepcopy(network).requires_grad_(False)
         self.plugins = nn.ModuleList(plugins)
+        if self.frame.source_free:
+            check_source_free(self.frame.base, self.openings)
         self.distance = self._distance(reference)
         self.label_correction, self.prototypes = label_correction, prototypes
         self.class_weights: Tensor | None = None
@@ -131,7 +136,7 @@ class SelfTraining(Method):
 
     def _distance(self, reference: nn.Module | None) -> FeatureDistance | None:
         frame = self.frame
-        if frame.base == "dacs" or not frame.feature_weight:
+        if frame.base == "dacs" or frame.source_free or not frame.feature_weight:
             return None
         own = getattr(self.network, "encoder", None)
         # A plug-in's encoder is the whole module: what it gives are logits, not features that ImageNet knew.
@@ -198,8 +203,7 @@ class SelfTraining(Method):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The step's terms. Raises DataError where the domains' images differ in size."""
-        source, labels, _ = _of_one_size(batch)
-        terms = self._source_terms(source, labels)
+        terms = {} if self.frame.source_free else self._source_terms(*both_domains(batch)[:2])
         view, believed, logits = self._see(batch)
         if self.prototypes is not None:  # of the batches before: a look at a batch must not count it
             self.prototypes.count(view.teacher_logits, view.geometry)
@@ -213,15 +217,16 @@ class SelfTraining(Method):
 
     def _see(self, batch: Batch) -> tuple[View, Tensor, Tensor]:
         """The step's view, the teacher's corrected logits (B,C,h,w), and the student's on the mix with their graph."""
-        source, labels, target = _of_one_size(batch)
+        target = only_target(batch)
         raw, geometry = self._teacher_pass(target)
         confidence = upsample_logits(raw, geometry).softmax(dim=1).amax(dim=1)
-        trusted, known = self.frame.trust(confidence), self._source_weights(labels)
+        believed, trusted = self._believed(raw, target), self.frame.trust(confidence)
+        said = upsample_logits(believed, geometry).argmax(dim=1)
+        source, labels, known = self._pasted(batch, said, trusted)
         masks = class_mix_masks(labels, self._generator(batch, _MIX))
         images = self._strengthened(mixed(source, target, masks), batch, _STRENGTHEN)
         student = Parted(self.network)
         logits, geometry = native_logits(student, images)
-        believed = self._believed(raw, target)
         view = View(
             step=self._step,
             seed=self.seed,
@@ -232,7 +237,7 @@ class SelfTraining(Method):
             held_out_labels=batch.held_out_labels,
             masks=masks,
             teacher_logits=raw,
-            teacher_labels=upsample_logits(believed, geometry).argmax(dim=1),
+            teacher_labels=said,
             source_weights=known,
             target_weights=trusted,
             geometry=geometry,
@@ -245,9 +250,20 @@ class SelfTraining(Method):
         self._seen = {
             "quality": trusted.mean(),
             "confidence": confidence.mean(),
-            "target_share": 1 - masks.float().mean(),
+            "target_share": 1 - self._domain(view).float().mean(),
         }
         return view, believed, logits
+
+    def _pasted(self, batch: Batch, said: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is pasted into the target's images: images, labels (B,H,W), and how much their pixels count (B,H,W)."""
+        if self.frame.source_free:
+            return of_the_neighbour(only_target(batch)), of_the_neighbour(said), of_the_neighbour(trusted)
+        source, labels, _ = both_domains(batch)
+        return source, labels, self._source_weights(labels)
+
+    def _domain(self, view: View) -> Tensor:
+        """(B,1,H,W) bool: the source's pixels of the mix."""
+        return torch.zeros_like(view.masks) if self.frame.source_free else view.masks
 
     @torch.no_grad()
     def look(self, batch: Batch) -> Look:
@@ -294,7 +310,7 @@ class SelfTraining(Method):
         with apart, watched as seen:
             logits = dense_logits(self.network, images)  # type: ignore[arg-type]
         classes = logits.shape[1]
-        logits = self._corrected(logits, labels, torch.ones_like(labels, dtype=torch.bool)[:, None])
+        logits = self._corrected(logits, labels, torch.ones_like(labels, dtype=torch.bool)[:, None], "source")
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         total = (self._source_weights(labels) * loss).sum()
         terms = {"source": self.frame.source_weight * total / (labels != IGNORE).sum().clamp_min(1)}
@@ -341,13 +357,17 @@ class SelfTraining(Method):
         return lesson
 
     def _mix_loss(self, logits: Tensor, lesson: Taught, view: View) -> Tensor:
-        labels = mixed(view.source_labels[:, None], lesson.labels[:, None], view.masks)[:, 0]
-        logits = self._corrected(logits, labels, view.masks)
-        return weighted_cross_entropy(logits, labels, view.weights, soft=lesson.soft, hard=view.masks[:, 0])
+        own, soft, domain = self.frame.trust.inside(lesson.labels, IGNORE), lesson.soft, self._domain(view)
+        pasted = of_the_neighbour(own) if self.frame.source_free else view.source_labels
+        if self.frame.source_free and soft is not None:
+            soft = mixed(of_the_neighbour(soft), soft, view.masks)
+        labels = mixed(pasted, own, view.masks)
+        logits = self._corrected(logits, labels, domain, "mix")
+        return weighted_cross_entropy(logits, labels, view.weights, soft=soft, hard=domain[:, 0])
 
-    def _corrected(self, logits: Tensor, labels: Tensor, domain: Tensor) -> Tensor:
+    def _corrected(self, logits: Tensor, labels: Tensor, domain: Tensor, term: Term) -> Tensor:
         for plugin in self.openings:
-            logits = plugin.correct(logits, labels, domain)
+            logits = plugin.correct(logits, labels, domain, term)
         return logits
 
     def _masked_term(self, view: View, lesson: Taught, batch: Batch) -> Tensor:
@@ -361,23 +381,6 @@ class SelfTraining(Method):
         logits = dense_logits(self.network, images)  # type: ignore[arg-type]
         soft = lesson.soft if masking.labels == "same" else None
         labels = lesson.labels if masking.labels == "same" else view.teacher_labels
+        labels = self.frame.trust.inside(labels, IGNORE)
+        logits = self._corrected(logits, labels, torch.zeros_like(view.masks), "masked")
         return masking.weight * weighted_cross_entropy(logits, labels, view.target_weights, soft=soft)
-
-
-def check_sizes(source: tuple[int, ...], target: tuple[int, ...]) -> None:
-    """Raise DataError where images of these sizes (H,W) cannot be mixed."""
-    if source != target:
-        raise DataError(
-            f"the domains are mixed, but their images are {source[0]}x{source[1]} and {target[0]}x{target[1]} "
-            "(height x width)",
-            "set source.size and target.size to the same, or adapt.self_training.augment.crop",
-        )
-
-
-def _of_one_size(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Source images, their labels, target images."""
-    assert batch.source_images is not None
-    assert batch.source_labels is not None
-    assert batch.target_images is not None
-    check_sizes(tuple(batch.source_images.shape[-2:]), tuple(batch.target_images.shape[-2:]))
-    return batch.source_images, batch.source_labels, batch.target_images

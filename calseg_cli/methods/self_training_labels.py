@@ -28,10 +28,14 @@ class Trust:
 
     def __call__(self, confidence: Tensor) -> Tensor:
         """Weights (B,H,W) in [0,1], float32, from the teacher's largest probability (B,H,W)."""
-        weights = self._shares(confidence >= self.threshold).clone()
-        weights[:, : self.ignore_top] = 0
-        weights[:, max(weights.shape[1] - self.ignore_bottom, 0) :] = 0
-        return weights
+        return self.inside(self._shares(confidence >= self.threshold), 0)
+
+    def inside(self, values: Tensor, outside: int) -> Tensor:
+        """Weights or labels (B,H,W) with `outside` in the rows that never count."""
+        values = values.clone()
+        values[:, : self.ignore_top] = outside
+        values[:, max(values.shape[1] - self.ignore_bottom, 0) :] = outside
+        return values
 
     def _shares(self, sure: Tensor) -> Tensor:
         sure = sure.float()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Generator, Tensor, nn
 
@@ -13,6 +13,9 @@ from calseg_cli.engine.method import ParameterGroup
 
 if TYPE_CHECKING:
     from calseg_cli.artifacts.geometry import Geometry
+
+Term = Literal["source", "mix", "masked"]
+"""The frame's losses whose logits plugins may correct, in the order of a step; not every run has all of them."""
 
 PLUGIN_PURPOSES = 100
 """Random draws of plugins are numbered from here on; those below are the frame's own."""
@@ -29,7 +32,8 @@ class View:
     each source pixel counts, 0 without a label, `target_weights` (B,H,W) each target pixel and `weights` (B,H,W) each
     pixel of the mix. `mixed_images` (B,3,H,W) is the strongly augmented mix that the student was shown,
     `student_features` (B,D,h,w) its features there with their graph; None where the network has no `features` and
-    `classify`. `geometry` says where the grid lies on the pixels.
+    `classify`. `geometry` says where the grid lies on the pixels. Without source images the batch's other target images
+    stand in the source's place, with the teacher's labels and their own weights.
     """
 
     step: int
@@ -84,12 +88,16 @@ class Plugin(nn.Module):
         """
         return None
 
-    def correct(self, logits: Tensor, labels: Tensor, domain: Tensor) -> Tensor:
-        """The student's logits (B,C,H,W) as the terms "source" and "mix" are to see them, in this order.
+    def correct(self, logits: Tensor, labels: Tensor, domain: Tensor, term: Term) -> Tensor:
+        """The student's logits (B,C,H,W) as that term is to see them; "source" comes first, then "mix", then "masked".
 
-        `labels` (B,H,W) are the classes taught, 255 for none; `domain` (B,1,H,W) bool is True on source pixels.
+        `labels` (B,H,W) are the classes taught, 255 for none and in rows that teach nothing; `domain` (B,1,H,W) bool is
+        True on source pixels.
         """
         return logits
+
+    def check_source_free(self) -> None:
+        """Raise ConfigError where it cannot do without source images."""
 
     def terms(self, view: View) -> dict[str, Tensor]:
         """Further weighted loss terms by name."""

@@ -25,6 +25,8 @@ from calseg_cli.methods.self_training import SelfTraining
 from calseg_cli.stages.adapt_rounds import Rounds
 from calseg_cli.stages.corrections import Loaded, check_fit, warn_of_another_network
 from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.logit_anchors import ROLE as ANCHORS
+from calseg_cli.stages.logit_anchors import Anchors, read_anchors
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pretrain import Trained
 from calseg_cli.stages.round_pass import target_road
@@ -41,10 +43,10 @@ from calseg_cli.stages.run_folder import (
 from calseg_cli.stages.self_training import build_method, open_source, train_on_both
 from calseg_cli.stages.target_training import Setting, remeasure, train_on_target
 from calseg_cli.stages.training import StageFolder, facts_of
-from calseg_cli.stages.training_oracle import open_labelled
+from calseg_cli.stages.training_oracle import Labelled, open_labelled
 from calseg_cli.stages.value_nets import VALUE_NET, LoadedValueNet, load_value_net
 
-_MAY_CHANGE = ("pretrain.", "target.root", "adapt.self_training.visualize")
+_MAY_CHANGE = ("pretrain.", "target.root", "adapt.self_training.visualize", "adapt.blda.anchors")
 OUT_OF_MEMORY = "lower adapt.METHOD.batch_size, or set a smaller target.size"
 
 
@@ -73,20 +75,23 @@ def adapt(
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     loaded = load_network(start, device, resolved)
     domain = open_domain(resolved, config.adapt.domain, loaded.class_names)
-    method = _build(resolved, loaded, corrections, progress)
+    anchors = _anchors(resolved, loaded)
+    method = _build(resolved, loaded, corrections, anchors, progress)
     guide = _guide(value_net or run.valuenet / VALUE_NET, loaded, device) if _guided(resolved) else None
     images = domain.dataset(config.adapt.split, with_labels=False)
     source = None
-    if isinstance(method, SelfTraining):
+    if isinstance(method, SelfTraining) and not method.frame.source_free:
         source = open_source(resolved, loaded.class_names, images, needs_held_out=method.needs_held_out)
     labelled = open_labelled(resolved, domain)
     folder = run.adapt(name)
     others = {one.role: (one.digest, one.path) for one in corrections}
     if guide is not None:
         others["value_net"] = (guide.digest, guide.path)
+    if anchors is not None:
+        others[ANCHORS] = (anchors.digest, anchors.path)
     facts = {
         **facts_of(f"adapt-{name}", resolved, loaded, folder, others=others, device=device),
-        **({"labels_used_for": labelled.used_for} if labelled is not None else {}),
+        **_used_for(labelled, anchors),
         "images": list_digest([item.id for item in images.items] + ([] if source is None else [source.digest])),
     }
     stage = StageFolder(
@@ -110,7 +115,7 @@ def adapt(
             _sweep(setting, method, stage)
         elif isinstance(method, RoundSelfTraining):
             Rounds(setting, stage, _own_options(resolved), guide=guide, corrections=corrections).run(resume=resume)
-        elif isinstance(method, SelfTraining) and source is not None:
+        elif isinstance(method, SelfTraining):
             train_on_both(setting, stage, method, source, labelled, resume=resume)
         else:
             _train(setting, method, stage, resume=resume)
@@ -156,10 +161,31 @@ def _kind(name: str) -> type[Method]:
     return kind
 
 
-def _build(resolved: Resolved, loaded: LoadedNetwork, corrections: Sequence[Loaded], progress: Progress) -> Method:
+def _anchors(resolved: Resolved, loaded: LoadedNetwork) -> Anchors | None:
+    """Those that the options name, where the method has any."""
+    options = resolved.config.adapt.blda
+    if options.anchors is None or "blda" not in resolved.config.adapt.method.split("+"):
+        return None
+    return read_anchors(options.anchors, loaded.class_names, options.components, loaded.digest)
+
+
+def _used_for(labelled: Labelled | None, anchors: Anchors | None) -> dict[str, str]:
+    """What the result has to say of labels of the target, which an oracle opened."""
+    told = [None if labelled is None else labelled.used_for, None if anchors is None else anchors.used_for]
+    used = [text for text in told if text is not None]
+    return {"labels_used_for": "; ".join(used)} if used else {}
+
+
+def _build(
+    resolved: Resolved,
+    loaded: LoadedNetwork,
+    corrections: Sequence[Loaded],
+    anchors: Anchors | None,
+    progress: Progress,
+) -> Method:
     name = resolved.config.adapt.method
     if on_frame(name):
-        return build_method(resolved, loaded, corrections, progress)
+        return build_method(resolved, loaded, corrections, anchors, progress)
     return build_adaptation(name, loaded.network, **_own_options(resolved))
 
 

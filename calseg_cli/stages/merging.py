@@ -17,7 +17,9 @@ from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.metrics.tally import Tally
 from calseg_cli.metrics.tally import merge as add_up
+from calseg_cli.stages.logit_statistics import KIND as LOGIT_STATISTICS
 from calseg_cli.stages.merging_prototypes import merge_prototypes
+from calseg_cli.stages.merging_statistics import merge_statistics
 from calseg_cli.stages.tally_file import write_tally
 
 
@@ -31,6 +33,8 @@ def merge_artifacts(
         sources = [stack.enter_context(open_artifact(path)) for path in paths]
         if sources[0].kind.name == "prototypes":
             return merge_prototypes(sources, target, command=command, force=force)
+        if sources[0].kind.name == LOGIT_STATISTICS:
+            return merge_statistics(sources, target, command=command, force=force)
         if sources[0].kind.name != "metrics":
             return merge(sources, target, force=force, told=told)
         for source in sources:

@@ -18,7 +18,8 @@ from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.methods import ADAPTATIONS, PLUGINS, build_adaptation
 from calseg_cli.methods.prototype_labels import PrototypeLabels
-from calseg_cli.methods.self_training import Frame, Masking, SelfTraining, check_sizes
+from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
+from calseg_cli.methods.self_training_domains import check_sizes
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin
 from calseg_cli.networks.build import NETWORKS, build_network
@@ -26,8 +27,10 @@ from calseg_cli.stages.calibrate_prototypes import check_section, options_of
 from calseg_cli.stages.class_weights import class_weights
 from calseg_cli.stages.corrections import Loaded, correct
 from calseg_cli.stages.domains import DomainData, open_domain
+from calseg_cli.stages.logit_anchors import Anchors
 from calseg_cli.stages.networks import LoadedNetwork
 from calseg_cli.stages.run_folder import LOG, RESUME
+from calseg_cli.stages.settling import Settling
 from calseg_cli.stages.target_training import Setting, remeasure, target_plan
 from calseg_cli.stages.training import StageFolder, augmentation, read_log, run_loop
 from calseg_cli.stages.training_oracle import Labelled
@@ -70,7 +73,7 @@ def open_source(
         raise DataError(
             f"{method} trains on the source's labelled images too, and there is no "
             + ("source in the configuration" if root is None else f"folder {root}"),
-            f"methods that need no source: {', '.join(free)}",
+            f"methods that need no source: {', '.join(free)}; self-training and blda with --source-free",
         )
     domain = open_domain(resolved, "source", class_names)
     training = domain.dataset("train", with_labels=True)
@@ -100,23 +103,46 @@ def _validation(domain: DomainData, method: str) -> SegmentationDataset:
 
 
 def build_method(
-    resolved: Resolved, loaded: LoadedNetwork, corrections: Sequence[Loaded], progress: Progress
+    resolved: Resolved,
+    loaded: LoadedNetwork,
+    corrections: Sequence[Loaded],
+    anchors: Anchors | None,
+    progress: Progress,
 ) -> SelfTraining:
-    """The configured method around the loaded network. Raises ConfigError for classes it does not know."""
+    """The configured method around the loaded network.
+
+    Raises ConfigError for classes it does not know, and for what cannot be had without the source.
+    """
     config = resolved.config
     options = config.adapt.self_training
+    _check_source_free(options)
     method = build_adaptation(
         config.adapt.method,
         loaded.network,
         frame=frame_of(options, loaded.class_names),
         seed=config.seed,
-        plugins=_plugins(resolved, loaded.network),
+        plugins=_plugins(resolved, loaded.network, anchors),
         reference=_reference(options, loaded, progress),
         label_correction=_label_correction(corrections),
         prototypes=_prototypes(resolved, len(loaded.class_names)),
     )
     assert isinstance(method, SelfTraining)
     return method
+
+
+def _check_source_free(options: Options) -> None:
+    """Of what the method itself does not see."""
+    if options.source_free and options.batch_size < 2:
+        raise ConfigError(
+            "source_free mixes each target image with another one of its batch, and a batch has one image",
+            "--batch-size 2, or more",
+        )
+    if options.source_free and options.settle:
+        raise ConfigError("settle judges by labelled source images, and source_free has none", "leave one of them out")
+    if options.source_free and options.class_weights not in (None, "none"):
+        raise ConfigError(
+            "adapt.self_training.class_weights weigh source pixels, and source_free has none", "leave one of them out"
+        )
 
 
 def _prototypes(resolved: Resolved, classes: int) -> PrototypeLabels | None:
@@ -152,6 +178,7 @@ def frame_of(options: Options, class_names: Sequence[str]) -> Frame:
         feature_ratio=options.feature_ratio,
         feature_classes=_places(options.feature_classes, class_names),
         masking=Masking(options.mask_block, options.mask_ratio, options.mask_weight, options.masked_labels),
+        source_free=options.source_free,
     )
 
 
@@ -167,19 +194,21 @@ def _places(names: Sequence[str] | None, class_names: Sequence[str]) -> tuple[in
     return tuple(list(class_names).index(name) for name in names)
 
 
-def _plugins(resolved: Resolved, network: nn.Module) -> list[Plugin]:
+def _plugins(resolved: Resolved, network: nn.Module, anchors: Anchors | None) -> list[Plugin]:
     """What builds on self-training here, each with the options of its section that it takes."""
     adapt, found = resolved.config.adapt, []
     for name in adapt.method.split("+"):
         if name in PLUGINS:
             options = getattr(adapt, sections_of(name)[0]).model_dump()
+            if "anchors" in options:  # the configuration has a file in their place
+                options["anchors"] = None if anchors is None else anchors.mixtures
             found.append(PLUGINS[name](network, seed=resolved.config.seed, **options))
     return found
 
 
 def _reference(options: Options, loaded: LoadedNetwork, progress: Progress) -> nn.Module | None:
     """The encoder as ImageNet left it, where the network's family brings it; else None, which is said."""
-    if options.base == "dacs" or not options.feature_weight:
+    if options.base == "dacs" or options.source_free or not options.feature_weight:
         return None
     described: dict[str, Any] = loaded.checkpoint.facts["network"]
     family = NETWORKS.get(described["name"])
@@ -210,17 +239,18 @@ def train_on_both(
     setting: Setting,
     stage: StageFolder,
     method: SelfTraining,
-    source: SourceImages,
+    source: SourceImages | None,
     labelled: Labelled | None = None,
     *,
     resume: bool,
 ) -> None:
     """The method's steps on batches of both domains, to a whole network in the stage's folder or a resumable state.
 
-    `labelled` target images are for an oracle's curves alone.
+    Without `source` on batches of the target alone. `labelled` target images are for an oracle's curves alone.
     """
     config, options = setting.resolved.config, setting.options
-    weights = _class_weights(setting.resolved, source.training)
+    settling = Settling(setting) if options.settle else None
+    weights = None if source is None else _class_weights(setting.resolved, source.training)
     method.class_weights = None if weights is None else weights.to(setting.device)
     if options.warm_up and not (resume and (stage.path / RESUME).exists()):  # else the state brings the statistics
         remeasure(setting, "measuring the target's statistics")
@@ -230,16 +260,18 @@ def train_on_both(
         _note_untaught(stage, setting.progress)
         if method.measures_again:
             remeasure(setting, "measuring the statistics again", method.deployed())
+        if settling is not None:
+            settling(method.deployed(), stage)
 
     stream = TrainStream(
-        source.training,
+        None if source is None else source.training,
         setting.images,
         batch_size=options.batch_size,
         augmentation=augmentation(options.augment),
         seed=config.seed,
         workers=config.workers,
-        sampler=_sampler(options, source.training, config.workers),
-        held_out=source.held_out,
+        sampler=None if source is None else _sampler(options, source.training, config.workers),
+        held_out=None if source is None else source.held_out,
     )
     _note_unused(method, options, setting.progress)
     watch(setting, stage, method, stream, labelled, resume=resume)

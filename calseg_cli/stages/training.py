@@ -29,7 +29,8 @@ from calseg_cli.stages.run_folder import LOG, NETWORK, RESUME
 Validate = Callable[[nn.Module, int], Mapping[str, Any]]
 _FREE_TO_CHANGE = (
     *("runs", "name", "device", "workers", "threads", "tensorboard", "target."),
-    *("select.", "valuenet.", "predict.", "pseudo_label.", "prototypes.", "calibrate.", "evaluate."),
+    *("select.", "valuenet.", "predict.", "pseudo_label.", "logit_statistics.", "prototypes.", "calibrate."),
+    "evaluate.",
 )
 
 

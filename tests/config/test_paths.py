@@ -90,6 +90,13 @@ def test_home_is_put_in_full(project, monkeypatch):
     assert load_config(project / "calseg.yaml", environ={}).config.source.root == project / "~data"
 
 
+def test_a_files_anchors_lie_beside_the_file(project):
+    (project / "calseg.yaml").write_text("adapt: {blda: {anchors: s.h5}}")
+    assert load_config(project / "calseg.yaml", environ={}).config.adapt.blda.anchors == project / "s.h5"
+    (project / "calseg.yaml").write_text("adapt: {blda: null}")
+    assert load_config(project / "calseg.yaml", environ={}).config.adapt.blda.anchors is None
+
+
 def test_absolute_paths_outside_stay(tmp_path):
     assert portable(tmp_path / "x", Path("proj")) == (tmp_path / "x").as_posix()
 
@@ -97,7 +104,7 @@ def test_absolute_paths_outside_stay(tmp_path):
 def test_every_key_of_type_path_is_anchored(project):
     """A path key that is added to the schema and forgotten in paths.py must fail here."""
     paths = [info.name for info in explain() if Path in info.kinds]
-    assert sorted(paths) == ["prototypes.prior_from", "runs", "source.root", "target.root"]
+    assert sorted(paths) == ["adapt.blda.anchors", "prototypes.prior_from", "runs", "source.root", "target.root"]
     tables = [info.name for info in explain() if info.name.endswith(".lists")]
     assert tables == ["source.lists", "target.lists"]
     values = [f"{name}=x" for name in paths] + [f"{name}.val=y" for name in tables]

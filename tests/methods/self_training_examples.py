@@ -67,8 +67,8 @@ class Spy(Plugin):
         self.view, self.logits = view, logits
         return None if self.soft is None else self.soft(view, logits)
 
-    def correct(self, logits, labels, domain):
-        self.calls.append("correct")
+    def correct(self, logits, labels, domain, term):
+        self.calls.append(f"correct {term}")
         self.corrected.append((logits, labels, domain))
         return logits + self.shift
 

@@ -52,8 +52,8 @@ def shown(network, **options) -> BLDA:
     """A plugin that has seen one step's source images and mix."""
     plugin = build_blda(network, **{**EAGER, **options})
     logits, labels, masks = scene()
-    plugin.correct(logits, labels, torch.ones_like(masks))
-    plugin.correct(*scene(1))
+    plugin.correct(logits, labels, torch.ones_like(masks), "source")
+    plugin.correct(*scene(1), "mix")
     return plugin
 
 
@@ -98,12 +98,12 @@ def test_source_images_teach_the_source_and_the_mix_its_target_pixels_alone(netw
     plugin = build_blda(network, **EAGER)
     logits, labels, masks = scene()
     before = state(plugin)
-    plugin.correct(logits, labels, torch.ones_like(masks))
+    plugin.correct(logits, labels, torch.ones_like(masks), "source")
     assert {name.split(".")[0] for name in changed(before, plugin)} == {"source", "anchors"}
     assert plugin.source.pixels.tolist() == [int((labels == one).sum()) for one in range(3)]
     before = state(plugin)
     logits, labels, masks = scene(1)
-    plugin.correct(logits, labels, masks)
+    plugin.correct(logits, labels, masks, "mix")
     assert {name.split(".")[0] for name in changed(before, plugin)} == {"target"}
     there = ~masks[:, 0]
     assert plugin.target.pixels.tolist() == [int((labels[there] == one).sum()) for one in range(3)]
@@ -112,9 +112,9 @@ def test_source_images_teach_the_source_and_the_mix_its_target_pixels_alone(netw
 def test_a_mix_that_shows_the_source_alone_teaches_neither(network):
     plugin, (logits, labels, masks) = shown(network), scene(2)
     plugin.after_step(0)
-    plugin.correct(logits, labels, torch.ones_like(masks))
+    plugin.correct(logits, labels, torch.ones_like(masks), "source")
     before = state(plugin)
-    plugin.correct(logits, labels, torch.ones_like(masks))
+    plugin.correct(logits, labels, torch.ones_like(masks), "mix")
     assert changed(before, plugin) == set()
 
 
@@ -122,21 +122,21 @@ def test_pasted_logits_do_not_reach_the_targets_cells(network):
     one, other = (build_blda(network, **EAGER) for _ in range(2))
     logits, labels, masks = scene(1)
     for plugin, given in ((one, logits), (other, torch.where(masks, 50.0, logits))):
-        plugin.correct(*scene()[:2], torch.ones_like(masks))
-        plugin.correct(given, labels, masks)
+        plugin.correct(*scene()[:2], torch.ones_like(masks), "source")
+        plugin.correct(given, labels, masks, "mix")
     assert changed(state(one), other) == set()
 
 
 def test_offsets_are_those_of_the_pixels_domain_and_label_after_the_update(network):
     plugin = build_blda(network, **EAGER, tau=0.3)
     logits, labels, masks = scene()
-    first = plugin.correct(logits, labels, torch.ones_like(masks))
+    first = plugin.correct(logits, labels, torch.ones_like(masks), "source")
     known = labels != 255
     rows = labels.masked_fill(~known, 0)
     expected = torch.where(known[:, None], tables(plugin)[0].offset(logits, rows), 0.0)
     torch.testing.assert_close(first, logits - 0.3 * expected)
     logits, labels, masks = scene(1)
-    second = plugin.correct(logits, labels, masks)
+    second = plugin.correct(logits, labels, masks, "mix")
     known = labels != 255
     rows = labels.masked_fill(~known, 0)
     source, target = (table.offset(logits, rows) for table in tables(plugin))
@@ -145,19 +145,48 @@ def test_offsets_are_those_of_the_pixels_domain_and_label_after_the_update(netwo
     torch.testing.assert_close(second, logits - 0.3 * expected)
 
 
-def test_a_further_call_of_a_step_looks_up_and_learns_nothing(network):
-    plugin = shown(network)
-    before, (logits, labels, masks) = state(plugin), scene(2)
-    found = plugin.correct(logits, labels, torch.zeros_like(masks))
+def test_masked_images_are_moved_by_the_targets_table_and_not_learned_from(network):
+    plugin, (logits, labels, masks) = shown(network, tau=0.3), scene(2)
+    before = state(plugin)
+    found = plugin.correct(logits, labels, torch.zeros_like(masks), "masked")
+    known = labels != 255
+    expected = torch.where(known[:, None], tables(plugin)[1].offset(logits, labels.masked_fill(~known, 0)), 0.0)
+    torch.testing.assert_close(found, logits - 0.3 * expected)
     assert changed(before, plugin) == set()
     assert not torch.equal(found, logits)
+
+
+def test_with_mic_the_masked_term_is_corrected_and_teaches_the_cells_nothing(network, make_batch):
+    frame = Frame(base="mic", feature_weight=0.0, trust=Trust("one"), masking=Masking(block=4))
+    mic, dacs = blda(network, frame, tau=1.0), blda(network, tau=1.0)
+    bare = plain(network, frame)
+    mine, theirs, without = (run(method, make_batch, range(1)) for method in (mic, bare, dacs))
+    assert not torch.equal(mine["masked"], theirs["masked"])
+    assert torch.equal(mine["mix"], without["mix"])
+    assert same(mic.openings[0].state_dict().values(), dacs.openings[0].state_dict().values())
+
+
+@pytest.mark.parametrize("border", [{"ignore_top": 6}, {"ignore_bottom": 9}, {"ignore_top": 16}])
+@pytest.mark.parametrize("base", ["dacs", "mic"])
+def test_rows_that_teach_nothing_are_not_in_the_targets_statistics(network, make_batch, border, base):
+    """Target pixels of the mix that lie in other rows, and no others, are counted."""
+    frame = Frame(base=base, feature_weight=0.0, trust=Trust("one", **border), masking=Masking(block=4))
+    method, batch = blda(network, frame, tau=1.0), make_batch(0)
+    method.before_step(batch, 0)
+    view = method.look(batch).view
+    method(batch)
+    inside = torch.zeros_like(view.masks)
+    inside[:, :, border.get("ignore_top", 0) : 16 - border.get("ignore_bottom", 0)] = True
+    there = inside & ~view.masks
+    expected = torch.bincount(view.teacher_labels[there[:, 0]], minlength=3)
+    assert method.openings[0].target.pixels.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0])
 def test_the_gradient_is_that_of_cross_entropy_at_the_moved_logits(network, tau):
     plugin, (logits, labels, masks) = build_blda(network, **EAGER, tau=tau), scene()
     logits.requires_grad_(True)
-    moved = plugin.correct(logits, labels, torch.ones_like(masks))
+    moved = plugin.correct(logits, labels, torch.ones_like(masks), "source")
     before = state(plugin)
     F.cross_entropy(moved, labels, ignore_index=255, reduction="sum").backward()
     target = F.one_hot(labels.masked_fill(labels == 255, 0), 3).permute(0, 3, 1, 2)
@@ -171,7 +200,7 @@ def test_a_class_above_the_anchor_is_pulled_less_and_one_below_more(network, shi
     plugin, (logits, labels, masks) = build_blda(network, **EAGER, tau=0.2), scene()
     own = labels == 1
     logits[:, 1] += shift * own  # the positive logits of class 1 alone
-    moved = plugin.correct(logits, labels, torch.ones_like(masks))
+    moved = plugin.correct(logits, labels, torch.ones_like(masks), "source")
     plain_loss, loss = (F.cross_entropy(z.movedim(1, -1)[own], labels[own]) for z in (logits, moved))
     assert sign * float(loss - plain_loss) > 0.01
 
@@ -180,9 +209,9 @@ def test_labels_never_seen_and_pixels_without_one_keep_their_logits(network):
     plugin = build_blda(network, **EAGER, tau=1.0)
     logits, labels, masks = scene()
     labels[labels == 2] = 255
-    plugin.correct(logits, labels, torch.ones_like(masks))
+    plugin.correct(logits, labels, torch.ones_like(masks), "source")
     logits, labels, masks = scene(1)
-    found = plugin.correct(logits, torch.where(~masks[:, 0] & (labels == 1), 255, labels), masks).movedim(1, -1)
+    found = plugin.correct(logits, torch.where(~masks[:, 0] & (labels == 1), 255, labels), masks, "mix").movedim(1, -1)
     plain_logits = logits.movedim(1, -1)
     unmoved = (labels == 255) | (masks[:, 0] & (labels == 2)) | (~masks[:, 0] & (labels == 1))
     assert torch.equal(found[unmoved], plain_logits[unmoved])
@@ -192,10 +221,10 @@ def test_labels_never_seen_and_pixels_without_one_keep_their_logits(network):
 
 def test_while_the_anchors_are_in_the_wrong_order_nothing_moves(network):
     plugin, (logits, labels, masks) = build_blda(network, **EAGER, tau=1.0), scene()
-    assert plugin.correct(-logits, labels, torch.ones_like(masks)) is not None
+    assert plugin.correct(-logits, labels, torch.ones_like(masks), "source") is not None
     assert float(plugin.anchors.gap) < 0
     found = -logits
-    assert plugin.correct(found, labels, masks) is found
+    assert plugin.correct(found, labels, masks, "mix") is found
 
 
 @pytest.mark.parametrize(
@@ -214,14 +243,14 @@ def test_poor_batches_give_finite_losses(network, spoil):
     for domain in (True, False):
         logits, labels = spoil(*scene(3)[:2])
         domains = torch.full((len(logits), 1, *logits.shape[2:]), domain)
-        assert bool(plugin.correct(logits, labels, domains).isfinite().all())
+        assert bool(plugin.correct(logits, labels, domains, "source" if domain else "mix").isfinite().all())
     assert all(bool(one.isfinite().all()) for one in plugin.state_dict().values())
 
 
 def test_a_pixel_that_is_no_number_does_not_reach_the_statistics(network):
     plugin, (logits, labels, masks) = build_blda(network, **EAGER), scene()
     logits[0, 1, 3, 4] = float("nan")
-    found = plugin.correct(logits, labels, torch.ones_like(masks))
+    found = plugin.correct(logits, labels, torch.ones_like(masks), "source")
     assert all(bool(one.isfinite().all()) for one in plugin.state_dict().values())
     assert int(found.isnan().sum()) == 1
 
@@ -339,7 +368,7 @@ def toy(tau: float, steps: int = 60) -> tuple[float, float]:
         values, labels = points((1000 * shares).long())
         logits = network(values).t()[None, :, None]
         domain = torch.ones(1, 1, 1, len(labels), dtype=torch.bool)
-        moved = plugin.correct(logits, labels[None, None], domain)
+        moved = plugin.correct(logits, labels[None, None], domain, "source")
         loss = weighted_cross_entropy(moved, labels[None, None], torch.ones(1, 1, len(labels)))
         optimizer.zero_grad()
         loss.backward()
@@ -363,7 +392,8 @@ def test_all_of_it_is_in_the_state_dict(network):
     other.load_state_dict(plugin.state_dict())
     logits, labels, masks = scene(4)
     assert torch.equal(
-        plugin.correct(logits, labels, torch.ones_like(masks)), other.correct(logits, labels, torch.ones_like(masks))
+        plugin.correct(logits, labels, torch.ones_like(masks), "source"),
+        other.correct(logits, labels, torch.ones_like(masks), "source"),
     )
     assert changed(state(plugin), other) == set()
     assert isinstance(plugin.anchors.mixtures, Mixtures)

@@ -1,26 +1,43 @@
 """What every method owes the loop, whichever paper it is from."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from calseg_cli.engine.method import Method
 from calseg_cli.methods import ADAPTATIONS, PLUGINS, adaptation_kind, build_adaptation
+from calseg_cli.methods.blda import build_blda
+from calseg_cli.methods.logit_mixtures import fit_mixtures
+from calseg_cli.methods.self_training import Frame
+from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.source import Source
 
 METHODS = {"source": Source, **ADAPTATIONS, **{name: adaptation_kind(name) for name in PLUGINS}}
+ALONE = SimpleNamespace(name="self-training", requires=frozenset({"target"}), sweeps=False)  # without source images
+SOURCE_FREE = {"self-training, source-free": ALONE, "blda, source-free": ALONE}
 
 
-@pytest.fixture(params=sorted(METHODS))
+def source_free(name, network):
+    frame, plugins = Frame(source_free=True, trust=Trust("one")), []
+    if name == "blda":
+        start = fit_mixtures(torch.tensor([[1.0, 2, 4], [-2.0, -1, 0]]), 5, 2)
+        plugins = [build_blda(network, anchors=start, warm_up=1, min_pixels=10)]
+    return build_adaptation("self-training", network, frame=frame, plugins=plugins)
+
+
+@pytest.fixture(params=sorted([*METHODS, *SOURCE_FREE]))
 def make(request, network):
     """A function that builds the same method anew around a copy of the same network."""
 
     def build() -> Method:
         copied = copy.deepcopy(network)
+        if request.param in SOURCE_FREE:
+            return source_free(request.param.split(",")[0], copied)
         return Source(copied) if request.param == "source" else build_adaptation(request.param, copied)
 
-    build.kind = METHODS[request.param]
+    build.kind = {**METHODS, **SOURCE_FREE}[request.param]
     return build
 
 
