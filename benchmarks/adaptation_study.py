@@ -153,7 +153,8 @@ class Study:
         return document
 
     def _adapt(self, method: str, seed: int) -> None:
-        if METHODS[method]:
+        done = (self.folder / self._network(method, seed) / "network.safetensors").is_file()
+        if METHODS[method] and not done:
             start = ("--checkpoint", str(self.runs / self.pair / "1-pretrain"), "--name", self._run(method, seed))
             guide = self.folder / self.runs / self.pair / "3-valuenet/valuenet.safetensors"
             guided = "calsfda" in method and "no-guidance" not in method
