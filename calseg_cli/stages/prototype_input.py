@@ -20,6 +20,7 @@ from calseg_cli.artifacts.recipe import changes
 from calseg_cli.config import Resolved
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError, DataError
+from calseg_cli.stages.cells import cell_centres, pixels_under
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.predict import PreparedPrediction
 from calseg_cli.stages.pseudo_label import newest_logits
@@ -27,7 +28,6 @@ from calseg_cli.stages.roads import network_of, palette_of
 from calseg_cli.stages.run_folder import run_folder, short_name
 
 Mask = NDArray[np.bool_]
-Centres = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -187,25 +187,11 @@ def image_cells(geometry: Geometry, native_hw: tuple[int, int], wanted: Mask | N
         sizes = ["x".join(map(str, size)) for size in (wanted.shape, geometry.out_hw)]
         raise DataError(f"the mask is {sizes[0]} and an image is {sizes[1]}", "give a mask of the images' size")
     rows, columns = (
-        _centres(cells, padded, geometry.align_corners)
+        cell_centres(cells, padded, geometry.align_corners)
         for cells, padded in zip(native_hw, geometry.padded_hw, strict=True)
     )
     inside = (rows < geometry.in_hw[0])[:, None] & (columns < geometry.in_hw[1])[None]
     if wanted is not None:
         sides = zip((rows, columns), geometry.in_hw, geometry.out_hw, strict=True)
-        inside &= wanted[np.ix_(*(_pixels(*side) for side in sides))]
+        inside &= wanted[np.ix_(*(pixels_under(*side) for side in sides))]
     return torch.from_numpy(inside)
-
-
-def _pixels(centres: Centres, inside: int, outside: int) -> NDArray[np.int64]:
-    """On which of the `outside` pixels of the image the centres lie, in pixels of the `inside` that the network saw."""
-    pixels: NDArray[np.int64] = np.minimum((centres * (outside / inside)).astype(np.int64), outside - 1)
-    return pixels
-
-
-def _centres(cells: int, padded: int, align_corners: bool) -> Centres:
-    """Where each cell's centre is, in pixels from the edge."""
-    place = np.arange(cells, dtype=np.float64)
-    if align_corners:
-        return place * ((padded - 1) / max(cells - 1, 1)) + 0.5
-    return (place + 0.5) * (padded / cells)
