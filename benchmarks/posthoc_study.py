@@ -193,6 +193,12 @@ def kept_records(path: Path) -> dict[Key, dict[str, Any]]:
     return {key_of(one): one for one in records}
 
 
+def in_order(records: dict[Key, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Networks as they came, the methods of each as the tables above have them."""
+    networks = list(dict.fromkeys(key[:2] for key in records))
+    return [records[key] for key in sorted(records, key=lambda key: (networks.index(key[:2]), METHODS.index(key[2])))]
+
+
 def main() -> None:
     """Study every folder; write the records after each network, so that a stop loses little."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,7 +225,7 @@ def main() -> None:
         for network in options.networks:
             records |= {key_of(one): one for one in study.records(network, chosen)}
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(list(records.values()), indent=1) + "\n", encoding="utf-8")
+            options.out.write_text(json.dumps(in_order(records), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
