@@ -39,8 +39,7 @@ class Calibrate(Section):
     )
     on: DomainRole | None = key(
         None,
-        "Whose images: source, or target (an oracle, with labels); null: source, and target for pseudocal, dacal, "
-        "blda, logit-adjustment.",
+        "Whose images: source, or target (an oracle, with labels); null: what the method needs, never target labels.",
     )
     split: Split | None = key(
         None,

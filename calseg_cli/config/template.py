@@ -62,6 +62,9 @@ _EXAMPLES: dict[str, Any] = {
     "crop": [256, 256],
 }
 
+_OTHERWISE: frozenset[Key] = frozenset({("logit_statistics", "labels")})
+"""Keys with a name of those that mean something else."""
+
 
 def write_template(path: Path, kind: Kind = "start") -> None:
     """Write a commented configuration: "start" with the common keys, "full" with all. Raises ConfigError, CalsegError.
@@ -93,7 +96,8 @@ def _heading(key: Key, info: KeyInfo) -> str:
 
 def _line(key: Key, info: KeyInfo) -> str:
     given = key in _GIVEN
-    value = _GIVEN[key] if given else _EXAMPLES.get(key[-1]) if info.default is None else info.default
+    example = None if key in _OTHERWISE else _EXAMPLES.get(key[-1])
+    value = _GIVEN[key] if given else example if info.default is None else info.default
     written = flow_yaml(value if key[-1] in _EXAMPLES else plain_values(value, Path()))
     text = f"{'  ' * (len(key) - 1)}{'' if given else '# '}{key[-1]}: {written}"
     return f"{text:<{_COMMENT_COLUMN}} # {info.description}"
