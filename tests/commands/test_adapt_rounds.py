@@ -6,11 +6,20 @@ import pytest
 
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import killed_at, log, same_weights, weights
+from tests.commands.outcomes import keep_few, killed_at, log, same_weights, weights
 
 PAPER = ("--set", "adapt.calsfda.settle=false")
 QUICK = ("--set", "adapt.cbst.log_every=2", "--set", "adapt.calsfda.log_every=2", "--steps", "4")
 RUN = "runs/sample"
+
+
+@pytest.fixture(scope="module")
+def trained(trained, tmp_path_factory):
+    """The trained folder with few images."""
+    folder = tmp_path_factory.mktemp("few") / "w"
+    shutil.copytree(trained, folder)
+    keep_few(folder, 12)
+    return folder
 
 
 @pytest.fixture(scope="module")

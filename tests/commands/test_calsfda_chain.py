@@ -8,6 +8,7 @@ import pytest
 
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.tensors_file import read_facts
+from tests.commands.outcomes import keep_few
 
 RUN = "runs/sample"
 VALUE_NET = ("--steps", "6", "--set", "valuenet.max_items=3", "--set", "valuenet.log_every=3")
@@ -27,6 +28,7 @@ def chained(tmp_path_factory, calseg):
     ):
         ran = calseg(*words, cwd=folder)
         assert ran.code == 0, ran.err
+        keep_few(folder, 12)
     shutil.rmtree(folder / "data/source")
     for labels in (folder / "data/target").glob("*/labels"):
         shutil.rmtree(labels)

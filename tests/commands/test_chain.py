@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from calseg_cli.artifacts.reader import open_artifact
+from tests.commands.outcomes import keep_few
 
 
 def test_eval_with_nothing_more_on_the_line(workspace, calseg):
@@ -168,6 +169,7 @@ def test_inspect_needs_no_torch(workspace):
 
 def test_the_shell_script_chains_the_stages(trained, tmp_path, repository):
     shutil.copytree(trained, tmp_path / "w", ignore=shutil.ignore_patterns("runs"))
+    keep_few(tmp_path / "w")
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin" / "calseg"
     tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m calseg_cli "$@"\n')

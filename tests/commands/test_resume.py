@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-STEPS = "60"
+STEPS = "30"
 WORDS = ("pretrain", "--steps", STEPS, "--set", "pretrain.checkpoint_every=5", "--set", "pretrain.validate_every=25")
 
 

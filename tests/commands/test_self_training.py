@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import failed, killed_at, log, same_weights, weights
+from tests.commands.outcomes import failed, keep_few, killed_at, log, same_weights, weights
 
 RUN = "runs/sample"
 STAGE = f"{RUN}/4-adapt-self-training"
@@ -18,10 +18,7 @@ def small(trained, tmp_path_factory):
     """The trained folder with eight images a split; copy it before changing anything (`work`)."""
     folder = tmp_path_factory.mktemp("small") / "w"
     shutil.copytree(trained, folder)
-    for images in (folder / "data").glob("*/*/images"):
-        for image in sorted(images.glob("*.png"))[8:]:
-            image.unlink()
-            (images.parent / "labels" / image.name).unlink(missing_ok=True)
+    keep_few(folder)
     return folder
 
 

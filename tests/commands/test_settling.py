@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from tests.commands.outcomes import failed, labels, log, weights
+from tests.commands.outcomes import failed, keep_few, labels, log, weights
 
 RUN = "runs/sample"
 FEW = ("--steps", "2", "--batch-size", "2", "--set", "calibrate.steps=12", "--set", "calibrate.batch_size=2")
@@ -16,10 +16,7 @@ ADAPT = ("adapt", "--method", "self-training", *FEW, "--checkpoint", f"{RUN}/1-p
 def work(trained, tmp_path):
     """A private copy of the trained folder with eight images a split."""
     shutil.copytree(trained, tmp_path / "w")
-    for images in (tmp_path / "w/data").glob("*/*/images"):
-        for image in sorted(images.glob("*.png"))[8:]:
-            image.unlink()
-            (images.parent / "labels" / image.name).unlink(missing_ok=True)
+    keep_few(tmp_path / "w")
     return tmp_path / "w"
 
 
