@@ -12,7 +12,7 @@ from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.methods.aligned_quantiles import pooled_anchors, quantile_table
 from calseg_cli.methods.calibrators import CALIBRATORS
 from calseg_cli.metrics.logit_histograms import count_logits
-from tests.commands.outcomes import failed, labels
+from tests.commands.outcomes import failed, keep_few, labels
 
 MADE = "runs/sample/5-calibrate/pretrain-temperature-source-val.h5"
 QUICK = {
@@ -27,6 +27,7 @@ def calibrated(trained, tmp_path_factory, calseg):
     """The trained folder with a temperature; copy it before changing anything (`folder`)."""
     folder = tmp_path_factory.mktemp("calibrated") / "w"
     shutil.copytree(trained, folder)
+    keep_few(folder, 16)
     ran = calseg("calibrate", "--method", "temperature", cwd=folder)
     assert ran.code == 0, ran.err
     return folder, ran

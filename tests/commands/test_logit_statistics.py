@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import failed, killed_at, labels, log, same_weights, weights
+from tests.commands.outcomes import failed, keep_few, killed_at, labels, log, same_weights, weights
 
 RUN = "runs/sample"
 FILE = f"{RUN}/5-statistics/pretrain-source-train.h5"
@@ -19,10 +19,7 @@ def counted(trained, tmp_path_factory, calseg):
     """The trained folder with eight images a split, and the statistics of the source; copy it before a change."""
     folder = tmp_path_factory.mktemp("counted") / "w"
     shutil.copytree(trained, folder)
-    for images in (folder / "data").glob("*/*/images"):
-        for image in sorted(images.glob("*.png"))[8:]:
-            image.unlink()
-            (images.parent / "labels" / image.name).unlink(missing_ok=True)
+    keep_few(folder)
     ran = calseg("logit-statistics", cwd=folder)
     assert ran.code == 0, ran.err
     assert f"calseg adapt --method blda --anchors {FILE}" in ran.err

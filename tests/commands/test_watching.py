@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import failed, log
+from tests.commands.outcomes import failed, keep_few, log
 
 START = ("--checkpoint", "runs/sample/1-pretrain", "--batch-size", "2", "--steps", "4")
 FEW = (*START, "--set", "adapt.self_training.log_every=1", "--set", "adapt.self_training.oracle_every=3")
@@ -21,10 +21,7 @@ def work(trained, tmp_path_factory):
     """The trained folder with eight images a split; every test uses a run of its own."""
     folder = tmp_path_factory.mktemp("watching") / "w"
     shutil.copytree(trained, folder)
-    for images in (folder / "data").glob("*/*/images"):
-        for image in sorted(images.glob("*.png"))[8:]:
-            image.unlink()
-            (images.parent / "labels" / image.name).unlink(missing_ok=True)
+    keep_few(folder)
     return folder
 
 
