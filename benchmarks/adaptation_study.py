@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study_tables import NAMES, SHOWN, tables
+from study_tables import NAMES, SHOWN, class_tables, tables
 
 KEYS = ("miou", "macc", "accuracy", "accuracy_spread", "iou_spread", "ece", "signed_gap", "nll")
 LAST = ("--choose", "last")
@@ -230,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
+    parser.add_argument("--classes", action="store_true", help="with --show, the IoU of each class too")
     parser.add_argument("--scores", nargs="+", choices=list(NAMES), default=list(SHOWN), help="columns of --show")
     parser.add_argument("--differences", nargs="+", choices=list(NAMES), default=["miou", "ece"], help="to the base")
     parser.add_argument("--out", type=Path, default=Path("docs/results/calsfda.json"))
@@ -241,6 +242,8 @@ def main() -> None:
         records = json.loads(options.show.read_text(encoding="utf-8"))
         print(tables(records, ("pair", "seed"), "{}, seed {}", "difference_to_adabn", options.scores))
         print(differences(records, options.differences))
+        if options.classes:
+            print(class_tables(records, ("pair", "seed"), "{}, seed {}"))
         return
     records: list[dict[str, Any]] = []
     for folder in options.folders:

@@ -32,7 +32,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from study_tables import NAMES, SHOWN, tables
+from study_tables import NAMES, SHOWN, class_tables, tables
 
 KEYS = ("miou", "macc", "accuracy", "accuracy_spread", "iou_spread", "ece", "nll")
 NETWORKS = ("pretrain", "adapt-adabn")
@@ -72,18 +72,12 @@ CALIBRATORS |= {
     for name, chosen in VARIANTS.items()
 }
 BALANCING: dict[str, tuple[str, ...]] = {
-    **{f"blda, tau {tau}": ("--method", "blda", "--tau", tau) for tau in ("0.1", "0.3", "0.6", "1")},
     "blda, auto": ("--method", "blda"),
-    "blda, auto for mAcc": ("--method", "blda", "--tau-for", "macc"),
     "blda, auto as expected": ("--method", "blda", "--set", "calibrate.tau_by=expected"),
     "blda, anchors of the target, tau 0.6": ("--method", "blda", "--tau", "0.6", "--set", "calibrate.anchors=target"),
+    "blda, anchors weighing classes alike, auto": ("--method", "blda", "--set", "calibrate.anchor_weights=classes"),
     "blda, cells of the source, tau 0.3": ("--method", "blda", "--tau", "0.3", "--set", "calibrate.cells=source"),
-    **{
-        f"logit adjustment, tau {tau}": ("--method", "logit-adjustment", "--tau", tau)
-        for tau in ("0.1", "0.3", "0.6", "1")
-    },
     "logit adjustment, auto": ("--method", "logit-adjustment"),
-    "logit adjustment, auto for mAcc": ("--method", "logit-adjustment", "--tau-for", "macc"),
     "logit adjustment, auto as expected": ("--method", "logit-adjustment", "--set", "calibrate.tau_by=expected"),
     "logit adjustment, predicted frequencies, auto": (
         *("--method", "logit-adjustment"),
@@ -91,8 +85,17 @@ BALANCING: dict[str, tuple[str, ...]] = {
     ),
 }
 CALIBRATORS |= BALANCING
+STRENGTHS: dict[str, tuple[str, tuple[str, ...]]] = {
+    name: (f"{method}, auto", words)
+    for method in ("blda", "logit adjustment")
+    for name, words in (
+        *((f"{method}, tau {tau}", ("--tau", tau)) for tau in ("0.1", "0.3", "0.6", "1")),
+        (f"{method}, auto for mAcc", ("--tau-for", "macc")),
+    )
+}
+"""Made `--from` the calibrator of another method, which is fitted before them."""
 PLAIN = "none"
-METHODS = (PLAIN, *PROTOTYPES, *CALIBRATORS)
+METHODS = (PLAIN, *PROTOTYPES, *CALIBRATORS, *STRENGTHS)
 Key = tuple[str, str, str]
 
 
@@ -126,6 +129,10 @@ class Study:
             elif method in CALIBRATORS:
                 words = ("calibrate", "--checkpoint", network, *CALIBRATORS[method], *written)
                 found.append(self._tried(network, method, words, ("--calibrator", file), logits["test"]))
+            elif method in STRENGTHS:
+                start, chosen = STRENGTHS[method]
+                words = ("calibrate", "--from", self._file(network, start), *chosen, *written)
+                found.append(self._tried(network, method, words, ("--calibrator", file), logits["test"]))
         return found
 
     def _file(self, network: str, method: str) -> str:
@@ -157,6 +164,7 @@ class Study:
         for key in KEYS:
             record[key] = document["scores"][key]
             record[f"{key}_95"] = intervals.get(key)
+        record["class_iou"] = {one["name"]: one["iou"] for one in document["classes"]}
         if method != PLAIN:
             record["difference"] = self._difference(network, folder)
         return record
@@ -175,11 +183,12 @@ def chosen_methods(patterns: Sequence[str] | None) -> list[str]:
     (['none', 'dacal'], 7)
     """
     if patterns is None:
-        return [name for name in METHODS if name not in VARIANTS and name not in BALANCING]
+        return [name for name in METHODS if name not in (*VARIANTS, *BALANCING, *STRENGTHS)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in METHODS):
             sys.exit(f"no method is called {pattern!r}; there are: {'; '.join(METHODS)}")
-    return [name for name in METHODS if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    named = {name for name in METHODS if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return [name for name in METHODS if name in named | {STRENGTHS[one][0] for one in named & STRENGTHS.keys()}]
 
 
 def key_of(record: dict[str, Any]) -> Key:
@@ -205,6 +214,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--show", type=Path, help="print the tables of such a file instead")
     parser.add_argument("--out", type=Path, default=Path("docs/results/posthoc.json"))
+    parser.add_argument("--classes", action="store_true", help="with --show, the IoU of each class too")
     parser.add_argument("--scores", nargs="+", choices=list(NAMES), default=list(SHOWN), help="columns to print")
     parser.add_argument("--work", type=Path, default=Path("runs/posthoc_study"), help="where artifacts are kept")
     parser.add_argument("--resamples", type=int, default=1000)
@@ -215,6 +225,8 @@ def main() -> None:
     if options.show:
         records = json.loads(options.show.read_text(encoding="utf-8"))
         print(tables(records, ("pair", "network"), "{}, {}", "difference", options.scores))
+        if options.classes:
+            print(class_tables(records, ("pair", "network"), "{}, {}"))
         return
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ from calseg_cli.data.loader import Batch
 from calseg_cli.engine.device import autocast
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.train import Plan, build_optimizer
+from calseg_cli.methods.blda import BLDA, BLDAOptions
 from calseg_cli.methods.calsfda import CalSFDA
 from calseg_cli.methods.cbst import CBST
 from calseg_cli.methods.dacal import build_dacal
@@ -65,7 +66,28 @@ METHODS = {
     "dacal": Contestant(lambda network: dacal(network), "self-training", "<= 1.60", "<= 1.35"),
     "dacal(last-layer)": Contestant(lambda network: dacal(network, route="last-layer"), "self-training"),
     "dacal(network)": Contestant(lambda network: dacal(network, route="network"), "self-training"),
+    "blda": Contestant(lambda network: blda(network), "self-training", "<= 1.20", "<= 1.15"),
+    "blda(density)": Contestant(lambda network: blda(network, density_weight=0.2), "self-training"),
+    "dacal+blda": Contestant(lambda network: both(network), "self-training"),
 }
+
+
+class Acting(BLDA):
+    """BLDA that moves logits from its first step on, though drawn labels put its anchors in no order."""
+
+    def _acts(self) -> bool:
+        return True
+
+
+def blda(network: Network, **options: Any) -> Method:
+    """BLDA at full work."""
+    return SelfTraining(network, plugins=[Acting(network, BLDAOptions(warm_up=0, **options))])
+
+
+def both(network: Network) -> Method:
+    """DA-Cal and BLDA, each at full work."""
+    plugins = [build_dacal(network, warm_up=0), Acting(network, BLDAOptions(warm_up=0))]
+    return SelfTraining(network, plugins=plugins)
 
 
 def dacal(network: Network, **options: Any) -> Method:

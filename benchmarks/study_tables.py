@@ -33,6 +33,21 @@ def tables(
     return "\n".join(lines)
 
 
+def class_tables(records: Sequence[Record], by: tuple[str, str], heading: str) -> str:
+    """The IoU of each class, in percent, as `tables` does; records without them are left out."""
+    lines: list[str] = []
+    for group in dict.fromkeys(tuple(one[key] for key in by) for one in records if "class_iou" in one):
+        rows = [one for one in records if "class_iou" in one and tuple(one[key] for key in by) == group]
+        names = list(rows[0]["class_iou"])
+        lines += [f"### {heading.format(*group)}", "", f"| method |{''.join(f' {name} |' for name in names)}"]
+        lines += ["|---|" + "---|" * len(names)]
+        for one in rows:
+            cells = [one["class_iou"][name] for name in names]
+            lines.append(f"| {one['method']} | {' | '.join('–' if c is None else f'{100 * c:.1f}' for c in cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _cells(record: Record, difference: str, shown: Sequence[str]) -> list[str]:
     return [f"failed: {record['failed']}"] if "failed" in record else [_cell(record, key, difference) for key in shown]
 

@@ -1,6 +1,7 @@
 """calseg calibrate: fit a calibrator of a network's confidence."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,12 @@ def calibrate(
     checkpoint: Checkpoint = None,
     logits: Annotated[
         Path | None, typer.Option(help="Fit on a logits artifact in place of a network.", rich_help_panel=INPUT)
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A calibrator made before, with another --tau; nothing is fitted.", rich_help_panel=BALANCE
+        ),
     ] = None,
     on: Annotated[
         str | None,
@@ -89,6 +96,8 @@ def calibrate(
     Example: calseg calibrate --method temperature
 
     Example: calseg calibrate --method blda --tau-for macc
+
+    Example: calseg calibrate --from runs/sample/5-calibrate/pretrain-blda-target-train.h5 --tau 0.6
     """
     resolved = session.load(
         {
@@ -118,8 +127,10 @@ def calibrate(
     )
     from calseg_cli.commands._terminal import show_table
     from calseg_cli.stages.calibrate import calibrate as stage
+    from calseg_cli.stages.strength import with_strength
 
-    done = stage(resolved, checkpoint=checkpoint, logits=logits, out=out, force=force, progress=session.progress)
+    made = partial(stage, resolved) if start is None else partial(with_strength, resolved, start)
+    done = made(checkpoint=checkpoint, logits=logits, out=out, force=force, progress=session.progress)
 
     def show(console: "Console") -> None:
         for title, headers, rows in done.tables():

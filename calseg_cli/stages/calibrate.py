@@ -280,22 +280,23 @@ def _check_options(resolved: Resolved, checkpoint: str | None, logits: Path | No
         raise ConfigError(
             f"{method} calibrates for the target: on source has no meaning", "leave it out, or take another method"
         )
-    asked = [name for name in ("tau_for", "tau_by") if _said(resolved, name) and method in BALANCING]
+    asked = [name for name in ("tau_for", "tau_by") if was_said(resolved, name) and method in BALANCING]
     if asked and resolved.config.calibrate.tau != "auto":
-        raise ConfigError(f"{_flag(asked[0])} has no effect where tau is given", "--tau auto looks for one")
+        raise ConfigError(f"{flag_of(asked[0])} has no effect where tau is given", "--tau auto looks for one")
     for name in sorted({option for options in USES.values() for option in options} - set(USES[method])):
-        if _said(resolved, name):
+        if was_said(resolved, name):
             users = [other for other, options in USES.items() if name in options]
-            raise ConfigError(f"{_flag(name)} has no effect with --method {method}", f"{' and '.join(users)} use it")
+            raise ConfigError(f"{flag_of(name)} has no effect with --method {method}", f"{' and '.join(users)} use it")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The option of the command line that sets a key of the section."""
     return f"--{name.replace('_', '-')}"
 
 
-def _said(resolved: Resolved, name: str) -> bool:
+def was_said(resolved: Resolved, name: str) -> bool:
     """Whether an option of the section was given on the command line, and not in a file."""
-    return resolved.sources.get(f"calibrate.{name}", "") == _flag(name)
+    return resolved.sources.get(f"calibrate.{name}", "") == flag_of(name)
 
 
 def _told_of(origin: _Origin, resolved: Resolved, images: int) -> dict[str, Any]:

@@ -83,11 +83,13 @@ def test_nothing_is_left_when_the_consumer_stops(workers):
     values = read_ahead(square, range(1000), workers)
     next(values)
     values.close()
-    assert set(readers()) <= threads and set(multiprocessing.active_children()) <= children
+    assert set(readers()) <= threads
+    assert set(multiprocessing.active_children()) <= children
     with pytest.raises(KeyboardInterrupt):
         for _ in read_ahead(square, range(1000), workers):
             raise KeyboardInterrupt
-    assert set(readers()) <= threads and set(multiprocessing.active_children()) <= children
+    assert set(readers()) <= threads
+    assert set(multiprocessing.active_children()) <= children
 
 
 @pytest.mark.parametrize("workers", [0, 1])
