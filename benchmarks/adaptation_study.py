@@ -90,7 +90,15 @@ METHODS: dict[str, tuple[str, ...]] = {
 CALIBRATED: dict[str, tuple[str, ...]] = {"/calibrated": (), "/settled": ("--set", "adapt.dacal.width=0")}
 METHODS |= {
     name + suffix: METHODS[name]
-    for name in ("adabn", "self-training-hard", "self-training-hard/mic", "dacal", "dacal/half-hard", "dacal/late")
+    for name in (
+        "adabn",
+        "self-training-hard",
+        "self-training-hard/mic",
+        "dacal",
+        "dacal/half-hard",
+        "dacal/late",
+        "blda",
+    )
     for suffix in CALIBRATED
 }
 ONE_PAPER = ("source-only", "adabn", "tent", "cbst", *(name for name in METHODS if name.startswith("calsfda")))
