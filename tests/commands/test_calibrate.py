@@ -12,7 +12,7 @@ from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.methods.aligned_quantiles import pooled_anchors, quantile_table
 from calseg_cli.methods.calibrators import CALIBRATORS
 from calseg_cli.metrics.logit_histograms import count_logits
-from tests.commands.outcomes import failed, keep_few, labels
+from tests.commands.outcomes import failed, keep_few, killed_at, labels
 
 MADE = "runs/sample/5-calibrate/pretrain-temperature-source-val.h5"
 QUICK = {
@@ -289,6 +289,17 @@ def test_a_failed_balance_leaves_nothing(folder, calseg):
     assert failed(calseg("calibrate", "--method", "blda", *FEW, cwd=folder), 4)
     left = folder / "runs/sample/5-calibrate"
     assert not left.exists() or not list(left.iterdir())
+
+
+@pytest.mark.parametrize("method", ["temperature", "blda"])
+def test_a_killed_fit_leaves_nothing_under_its_name_and_nothing_in_the_way(folder, calseg, method):
+    place = folder / "runs/sample/5-calibrate"
+    shutil.rmtree(place)
+    killed_at(folder, place, "calibrate", "--method", method)
+    assert not list(place.glob("*.h5"))
+    ran = calseg("calibrate", "--method", method, cwd=folder)
+    assert ran.code == 0, ran.err
+    assert len(list(place.glob("*.h5"))) == 1
 
 
 # Mistakes
