@@ -24,7 +24,8 @@ def test_no_target_label_is_opened_or_listed(workspace, words, opened):
 
 
 def test_the_watch_sees_what_measuring_opens(workspace, opened):
-    assert len([path for path in labels(opened(workspace, "evaluate")) if path.endswith(".png")]) == 40
+    there = len(list((workspace / "data/target/test/labels").glob("*.png")))
+    assert len([path for path in labels(opened(workspace, "evaluate")) if path.endswith(".png")]) == there > 0
 
 
 def test_adaptation_needs_neither_the_source_nor_a_label(workspace, calseg):
