@@ -98,8 +98,9 @@ def _tried(
     if not sweep:
         return []
     judge = "labels of source val" if facts["options"]["tau_by"] == "source" else "its own probabilities on the target"
-    headers = ["tau", "miou", "macc", "accuracy spread", "changed on target"]
-    rows = [[f"{row['tau']:g}", *(number(value, decimals=4) for value in list(row.values())[1:])] for row in sweep]
+    names = ("miou", "macc", "accuracy_spread", "changed_on_target")
+    headers = ["tau", *(name.replace("_", " ") for name in names)]
+    rows = [[f"{row['tau']:g}", *(number(row[name], decimals=4) for name in names)] for row in sweep]
     return [(f"tau by {facts['options']['tau_for']}, judged by {judge}", headers, rows)]
 
 

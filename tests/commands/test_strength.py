@@ -71,6 +71,11 @@ def test_auto_chooses_again_from_the_strengths_that_were_tried(folder, calseg, w
     assert ran.json["parameters"] == fitted.json["parameters"]
     assert ran.json["fit"] == fitted.json["fit"]
     assert ran.json["options"]["tau_for"] == wanted
+    shown = calseg("calibrate", "--from", "other.h5", "--tau-for", wanted, "-o", "shown.h5", cwd=folder).out
+    table = [line.split() for line in shown.splitlines() if line[:1].isdigit()]
+    for cells, row in zip(table, ran.json["fit"]["sweep"], strict=True):
+        named = [row[name] for name in ("tau", "miou", "macc", "accuracy_spread", "changed_on_target")]
+        assert [float(cell) for cell in cells] == pytest.approx(named, abs=6e-5)
 
 
 def test_it_opens_no_image_and_no_label(folder, calseg):
