@@ -76,6 +76,7 @@ BALANCING: dict[str, tuple[str, ...]] = {
     "blda, auto as expected": ("--method", "blda", "--set", "calibrate.tau_by=expected"),
     "blda, anchors of the target, tau 0.6": ("--method", "blda", "--tau", "0.6", "--set", "calibrate.anchors=target"),
     "blda, anchors weighing classes alike, auto": ("--method", "blda", "--set", "calibrate.anchor_weights=classes"),
+    "blda, cells of the source, auto": ("--method", "blda", "--set", "calibrate.cells=source"),
     "blda, cells of the source, tau 0.3": ("--method", "blda", "--tau", "0.3", "--set", "calibrate.cells=source"),
     "logit adjustment, auto": ("--method", "logit-adjustment"),
     "logit adjustment, auto as expected": ("--method", "logit-adjustment", "--set", "calibrate.tau_by=expected"),
