@@ -34,7 +34,7 @@ from calseg_cli.commands import select_checkpoint_by_ECE as select_command
 from calseg_cli.commands import train_valuenet as valuenet_command
 from calseg_cli.commands._artifact_export import export as artifact_export
 from calseg_cli.commands._artifact_import import import_ as artifact_import
-from calseg_cli.commands._session import forget_stdout, with_session
+from calseg_cli.commands._session import ends, forget_stdout, told, with_session
 from calseg_cli.commands._version import version_text
 from calseg_cli.errors import CalsegError
 
@@ -125,18 +125,27 @@ def guarded(function: Callable[..., None], *, configured: bool = True) -> Callab
         except CalsegError as error:
             if options.get("debug") or os.environ.get("CALSEG_DEBUG"):
                 raise
-            report(error)
-            raise typer.Exit(error.exit_code) from error
+            raise typer.Exit(tell(function.__name__, error.exit_code, functools.partial(report, error))) from error
         except KeyboardInterrupt as error:
-            sys.stderr.write("\nerror: interrupted; no unfinished result was left under a final name\n")
-            raise typer.Exit(130) from error
+            said = "\nerror: interrupted; no unfinished result was left under a final name\n"
+            raise typer.Exit(tell(function.__name__, 130, functools.partial(sys.stderr.write, said))) from error
         except Terminated as error:
-            sys.stderr.write("error: terminated; no unfinished result was left under a final name\n")
-            raise typer.Exit(143) from error
+            said = "error: terminated; no unfinished result was left under a final name\n"
+            raise typer.Exit(tell(function.__name__, 143, functools.partial(sys.stderr.write, said))) from error
 
     run.__signature__ = command.__signature__  # type: ignore[attr-defined]
     del run.__wrapped__
     return run
+
+
+def tell(command: str, code: int, say: Callable[[], object]) -> int:
+    """Say what ends the command, unless another process of it under torchrun does; the exit code of all of them."""
+    speaks, code = ends(command, code)
+    if speaks:
+        say()
+        sys.stderr.flush()
+        told(command)
+    return code
 
 
 def report(error: CalsegError) -> None:

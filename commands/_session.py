@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from calseg_cli.commands._options import AsJson, ConfigFile, Debug, NoColor, Quiet, Sets
 from calseg_cli.errors import disk_errors
+from calseg_cli.stages.torchrun import ends, role_of, told
+
+__all__ = ["Session", "ends", "forget_stdout", "plain", "told", "with_session"]
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +36,10 @@ _COMMON: dict[str, tuple[Any, Any]] = {
 
 @dataclass
 class Session:
-    """The common options of one command line, and what is done with them."""
+    """The common options of one command line, and what is done with them.
+
+    A `silent` one, of a process beside the main one under torchrun, prints no result and no progress.
+    """
 
     config: Path | None = None
     sets: list[str] | None = field(default_factory=list)
@@ -41,6 +47,7 @@ class Session:
     quiet: bool = False
     no_color: bool = False
     debug: bool = False
+    silent: bool = False
     _progress: "TerminalProgress | None" = None
     _name: str | None = None
 
@@ -64,7 +71,7 @@ class Session:
         """Print the result on stdout: the JSON document with --json, else what `show` draws."""
         if self.as_json:
             self.write(json.dumps(plain(document), ensure_ascii=False, indent=2) + "\n")
-        elif show is not None:
+        elif show is not None and not self.silent:
             from calseg_cli.commands._terminal import stdout_console
 
             with disk_errors(_STDOUT):
@@ -80,6 +87,8 @@ class Session:
 
     def write(self, text: str) -> None:
         """Write text to stdout as it is; a reader that has gone, as `head` does, is no error."""
+        if self.silent:
+            return
         try:
             with disk_errors(_STDOUT):
                 sys.stdout.write(text)
@@ -116,10 +125,12 @@ def with_session(function: Callable[..., None], *, configured: bool = True) -> C
 
     def command(**options: Any) -> None:
         common = {name: options.pop(name) for name in shared}
+        silent = role_of(function.__name__) == "silent"
+        common["quiet"] = common["quiet"] or silent
         logging.basicConfig(
             level=logging.ERROR if common["quiet"] else logging.WARNING, format="%(levelname)s: %(message)s"
         )
-        function(Session(**common), **options)
+        function(Session(**common, silent=silent), **options)
 
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,11 @@ def test_only_the_command_line_writes_to_the_terminal():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
         assert not any(call.func.id == "print" for call in calls), path
+
+
+def test_one_file_alone_talks_between_processes():
+    named = [path for _, path in FILES if re.search(r"torch\.distributed|import distributed", path.read_text("utf-8"))]
+    assert named == [ROOT / "calseg_cli/engine/distributed.py"]
 
 
 def test_no_cycles_between_files():

@@ -1,5 +1,6 @@
 """Owns batches: the endless stream to train on, one sweep over all images, and images one by one to measure on."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from calseg_cli.data.dataset import Sample, SegmentationDataset, Size
 from calseg_cli.data.ordered import read_ahead
@@ -62,6 +64,9 @@ class TrainStream:
     With a `sampler`, which must have been made from `source`, source images are what it draws from (seed, step,
     slot) and there are no epochs of them. `held_out` is a third domain of labelled images under the same rules, with
     its own augmentation if it is given one. No domain's images depend on whether there is another.
+
+    With `slots` a batch holds these of its `batch_size` slots alone: a process's share of a batch that several train
+    on together, whose images and changes are those of one process with all slots.
     """
 
     source: SegmentationDataset | None
@@ -73,6 +78,7 @@ class TrainStream:
     sampler: RareClassSampler | None = None
     held_out: SegmentationDataset | None = None
     held_out_augmentation: Augmentation | None = None
+    slots: range | None = None
 
     def __post_init__(self) -> None:
         for dataset in (self.source, self.target, self.held_out):
@@ -90,7 +96,17 @@ class TrainStream:
 
         Raises DataError when a file cannot be read or when the images of a batch differ in size.
         """
-        return read_ahead(self.batch, range(start_step, stop_step), self.workers)
+        read = self.batch if self.slots is None else self._share
+        return read_ahead(read, range(start_step, stop_step), self.workers)
+
+    def _share(self, step: int) -> Batch:
+        """The same, where torchrun signals a process and all that it started: the parent alone may answer.
+
+        A worker that ended at once would take the step at hand with it, which is to be saved.
+        """
+        if get_worker_info() is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return self.batch(step)
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
@@ -114,7 +130,7 @@ class TrainStream:
             return []
         augmentation = (self.held_out_augmentation if domain == _HELD_OUT else None) or self.augmentation
         samples = []
-        for slot in range(self.batch_size):
+        for slot in range(self.batch_size) if self.slots is None else self.slots:
             sample = dataset.read(self._index(len(dataset), domain, step, slot))
             rng = np.random.default_rng((self.seed, _CHANGES, domain, step, slot))
             image, label = augment(sample.image, sample.label, augmentation, rng)
@@ -149,9 +165,14 @@ def sweep(
         yield _target_batch(step, group)
 
 
-def evaluation_samples(dataset: SegmentationDataset, workers: int = 0) -> Iterator[EvaluationSample]:
-    """(id, image (1,3,H,W) float32 at the input size, label (H0,W0) or None, (H0, W0)) of every image, in order."""
-    return read_ahead(partial(_evaluation_sample, dataset), range(len(dataset)), workers)
+def evaluation_samples(
+    dataset: SegmentationDataset, workers: int = 0, places: range | None = None
+) -> Iterator[EvaluationSample]:
+    """(id, image (1,3,H,W) float32 at the input size, label (H0,W0) or None, (H0, W0)) of every image, in order.
+
+    Of the images at `places` alone, where these are given.
+    """
+    return read_ahead(partial(_evaluation_sample, dataset), range(len(dataset)) if places is None else places, workers)
 
 
 def image_tensor(image: NDArray[np.uint8]) -> Tensor:

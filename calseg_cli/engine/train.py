@@ -13,6 +13,7 @@ from calseg_cli.data.loader import Batch
 from calseg_cli.engine.batch_statistics import too_small_for_batch_norm
 from calseg_cli.engine.checkpoint import random_state, restore_random_state
 from calseg_cli.engine.device import autocast
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
@@ -70,11 +71,17 @@ def train(
     progress: Progress,
     stop: StopRequest,
     state: State | None = None,
+    ranks: Ranks = ALONE,
+    seed: int = 0,
 ) -> int:
     """Train `method` in place and return the number of steps done: fewer than planned when `stop` asks.
 
     `state` is what `hooks.save` got earlier; from it the run continues as if nothing had happened. Raises
     StoppedError when the loss is no longer finite; the last saved state is then untouched.
+
+    Of several `ranks` each trains on its share of every batch: gradients and terms are summed, so a method's terms must
+    be its share's part of the whole batch's. All begin with the main one's weights and take the same steps; what is
+    drawn inside the network follows from `seed`. One that is asked to stop stops all. Hooks are called in all of them.
     """
     method.to(device)
     if plan.channels_last:
@@ -82,32 +89,55 @@ def train(
     optimizer = build_optimizer(method, plan)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.amp == "fp16")
     start = _restore(state, method, optimizer, scaler) if state is not None else 0
+    ranks.equalise([*method.parameters(), *method.buffers()])
     batches = iter(stream.batches(start * plan.accumulate, plan.steps * plan.accumulate))
     progress.start("training", plan.steps, done=start)
     clock, done = time.perf_counter(), start
     for step in range(start, plan.steps):
         method.train()
         set_learning_rates(optimizer, plan, step)
+        ranks.seed_step(seed, step)
         terms = _accumulate(method, batches, step, plan, device, scaler)
-        norm = _update(method, optimizer, scaler, plan)
+        norm = _update(method, optimizer, scaler, plan, ranks)
         method.after_step(step)
         done = step + 1
-        saves = bool(stop) or done == plan.steps or bool(plan.checkpoint_every and done % plan.checkpoint_every == 0)
+        asked = _asked(stop, ranks)
+        last = done == plan.steps
+        saves, logs = asked or last or _is_due(done, plan.checkpoint_every), last or _is_due(done, plan.log_every)
+        validates = _is_due(done, plan.validate_every) and not last
+        if saves or logs:
+            terms = {name: ranks.total(term) for name, term in terms.items()}
+        if saves or validates:
+            ranks.equalise(method.buffers())  # batch norm that is not shared counts apart
         if saves:
             _check_finite(done, terms)  # before a broken state takes a good one's place
-        if done % plan.log_every == 0 or done == plan.steps:
+        if logs:
             record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock), method.report())
             hooks.log(record)
             progress.advance(0, **{name: value for name, value in record.items() if name in ("loss", "lr")})
         progress.advance()
-        if plan.validate_every and done % plan.validate_every == 0 and done != plan.steps:
+        if validates:
             hooks.validate(done)
-        if saves or stop:
+            asked = _asked(stop, ranks)
+        if saves or asked:
             hooks.save(done, _state(done, method, optimizer, scaler))
-        if stop:
+        if asked:
+            ranks.barrier()  # nobody ends before the state is written: torchrun would end the one that writes it
             break
     progress.finish()
     return done
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _asked(stop: StopRequest, ranks: Ranks) -> bool:
+    """Whether any process was asked to stop; then all know it."""
+    (signum,) = ranks.largest([stop.signum or 0])
+    if signum:
+        stop.signum = signum
+    return bool(stop)
 
 
 def build_optimizer(method: Method, plan: Plan) -> torch.optim.Optimizer:
@@ -160,8 +190,9 @@ def _accumulate(
 
 
 def _update(
-    method: Method, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, plan: Plan
+    method: Method, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, plan: Plan, ranks: Ranks
 ) -> Tensor | None:
+    ranks.reduce_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
     norm = None
     if plan.clip_norm is not None:
         scaler.unscale_(optimizer)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.loader import Batch
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.forward import dense_logits
 from calseg_cli.engine.method import Method
 from calseg_cli.losses.pixel_confidence import PixelConfidence, log_probabilities, pixel_confidence
@@ -48,6 +49,9 @@ class Source(Method):
     The loss is taken at the label's full size on bilinearly enlarged logits, which is how the network is measured.
     `class_weights` (C,) multiply a pixel's loss; the mean is then over the weights, so that their scale is free.
     `ece` adds the calibration error; without it, with weight 0 and before its first step nothing is calculated for it.
+
+    Where several `ranks` share a batch, a term is this one's part of the whole batch's: its pixels' loss over the
+    weight of all processes' pixels, its images' error over the number of all images. The parts' gradients add up.
     """
 
     name: ClassVar[str] = "source"
@@ -62,11 +66,13 @@ class Source(Method):
         class_weights: Tensor | None = None,
         label_smoothing: float = 0.0,
         ece: CalibrationTerm | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(network)
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.label_smoothing = label_smoothing
         self.ece = ece
+        self.ranks = ranks
         self._step = 0  # told before every step, so no memory
 
     def before_step(self, batch: Batch, step: int) -> None:
@@ -87,7 +93,7 @@ class Source(Method):
             ce = self._smoothed_cross_entropy(log_probs, labels)  # log_softmax changes log-probabilities no more
         else:
             ce = self._cross_entropy(pixels.label_log_prob, labels)
-        return {"ce": ce, "ece": self.ece(pixels, labels, logits.shape[1])}
+        return {"ce": ce, "ece": self.ece(pixels, labels, logits.shape[1]) / self.ranks.world}
 
     def _smoothed_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         loss = F.cross_entropy(
@@ -107,10 +113,11 @@ class Source(Method):
         return -label_log_prob.sum() / self._weight_sum(labels).clamp_min(1e-12)
 
     def _weight_sum(self, labels: Tensor) -> Tensor:
+        """Of all processes' pixels: a mean of their means would weigh pixels by how many labels their share has."""
         valid = labels != IGNORE
         if self.class_weights is None:
-            return valid.sum()
-        return self.class_weights[labels[valid]].sum()
+            return self.ranks.total(valid.sum())
+        return self.ranks.total(self.class_weights[labels[valid]].sum())
 
 
 def inverse_frequency_weights(pixels: Tensor, *, power: float = 1.0) -> Tensor:

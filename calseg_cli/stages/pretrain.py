@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream, evaluation_samples
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
+from calseg_cli.engine.distributed import Ranks, process_group
 from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
-from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.progress import Progress, Silent
+from calseg_cli.engine.shared_batch_norm import share_batch_norm
 from calseg_cli.engine.train import Plan
 from calseg_cli.errors import ArtifactError, DataError
 from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.metrics.scores import read_scores
+from calseg_cli.metrics.tally import merge
 from calseg_cli.networks.build import build_network
 from calseg_cli.stages.class_weights import class_weights
 from calseg_cli.stages.domains import open_domain, source_classes
@@ -75,23 +79,39 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
 
     Validates on the source's val split where there is one. Every error a user can cause is raised before the first
     step where it can be known then. With `from_checkpoint` it starts from that network, head and all.
+
+    The processes that torchrun started train together, each on its share of every batch; the main one alone writes
+    and tells, and all return the same. Raises ConfigError where they cannot share a batch equally.
     """
+    with process_group(resolved.config.device) as ranks:
+        listener = progress if ranks.is_main else Silent()
+        trained = ranks.share(_pretrain(resolved, ranks, resume=resume, force=force, progress=listener))
+    assert trained is not None  # the main process's
+    return trained
+
+
+def _pretrain(resolved: Resolved, ranks: Ranks, *, resume: bool, force: bool, progress: Progress) -> Trained | None:
+    """What the main process finished; None in the others."""
     config, options = resolved.config, resolved.config.pretrain
+    slots = ranks.slots(options.batch_size, "pretrain.batch_size")
     folder = run_folder(resolved).pretrain
     layout = source_classes(resolved)
     domain = open_domain(resolved, "source")
     training = domain.dataset("train", with_labels=True)
     _check_labels(training)
     validation = _validation(domain.dataset, progress)
-    device = choose_device(config.device)
+    device = ranks.device(choose_device(config.device))
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     start = _start(resolved, folder)
     network = start.network if start is not None else _new_network(resolved, len(layout.class_names))
+    if options.sync_batch_norm:
+        share_batch_norm(network, ranks)
     method = Source(
         network,
         class_weights=class_weights(options.class_weights, training, "pretrain.class_weights"),
         label_smoothing=options.label_smoothing,
         ece=CalibrationTerm(**options.ece.model_dump()),
+        ranks=ranks,
     )
     stream = TrainStream(
         training,
@@ -100,11 +120,13 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
         augmentation=augmentation(options.augment),
         seed=config.seed,
         workers=config.workers,
+        slots=slots,
     )
     stage = StageFolder(
         folder,
         {
             "stage": "pretrain",
+            **({"processes": ranks.world} if ranks.world > 1 else {}),
             **network_facts(config.network.name, config.network.options, layout),
             "config": resolved.to_dict(),
             "provenance": provenance(
@@ -119,11 +141,10 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
         resolved,
         may_change=_MAY_CHANGE,
     )
-    with sole_writer(folder), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
-        if claim(folder, resume=resume, force=force):
-            stage.check_finished(strict=("pretrain.steps",))
-            progress.note(f"{folder} is finished already; nothing to do")
-            return _finished(folder)
+    writer = sole_writer(folder) if ranks.is_main else nullcontext()
+    with writer, stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+        if ranks.share(ranks.is_main and _is_finished(stage, progress, resume=resume, force=force)):
+            return _finished(folder) if ranks.is_main else None
         run_loop(
             stage,
             method,
@@ -131,13 +152,25 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
             plan(options),
             resume=resume,
             device=device,
-            validate=_validator(validation, stage, device, resolved, progress) if validation is not None else None,
+            validate=None if validation is None else _validator(validation, stage, device, resolved, progress, ranks),
             keep_all=options.keep == "all",
             progress=progress,
             stop=stop,
+            ranks=ranks,
         )
+        if not ranks.is_main:
+            return None
         release(folder)
     return _finished(folder)
+
+
+def _is_finished(stage: StageFolder, progress: Progress, *, resume: bool, force: bool) -> bool:
+    """Whether nothing is left to do; else the folder is ready to be written."""
+    if not claim(stage.path, resume=resume, force=force):
+        return False
+    stage.check_finished(strict=("pretrain.steps",))
+    progress.note(f"{stage.path} is finished already; nothing to do")
+    return True
 
 
 def _new_network(resolved: Resolved, classes: int) -> nn.Module:
@@ -224,22 +257,32 @@ def _validation(dataset: Any, progress: Progress) -> SegmentationDataset | None:
 
 
 def _validator(
-    dataset: SegmentationDataset, stage: StageFolder, device: torch.device, resolved: Resolved, progress: Progress
+    dataset: SegmentationDataset,
+    stage: StageFolder,
+    device: torch.device,
+    resolved: Resolved,
+    progress: Progress,
+    ranks: Ranks,
 ) -> Any:
-    """Measure on the labelled source validation split, and keep the counts beside the step's checkpoint."""
+    """Measure on the labelled source validation split, and keep the counts beside the step's checkpoint.
+
+    Each process measures some of the images; counts add exactly, so their number changes no score.
+    """
     options = resolved.config.evaluate
+    places = ranks.places(len(dataset))
 
     def validate(network: nn.Module, step: int) -> Mapping[str, Any]:
         network.eval()
         predictions = predict(
             network,  # type: ignore[arg-type]
-            evaluation_samples(dataset, resolved.config.workers),
+            evaluation_samples(dataset, resolved.config.workers, places),
             device=device,
             dtype=resolved.config.predict.logits_dtype,
         )
-        tally = measure(predictions, len(dataset), dataset.num_classes, edges=options.edges, progress=progress)
+        own = measure(predictions, len(places), dataset.num_classes, edges=options.edges, progress=progress)
+        tally = merge(ranks.gather(own))
         scores = read_scores(tally, bins=options.bins, class_names=dataset.layout.class_names)
-        if resolved.config.pretrain.keep == "all":
+        if resolved.config.pretrain.keep == "all" and ranks.is_main:
             meta = {
                 "classes": {**stage.facts["classes"], "ignore": IGNORE},
                 "protocol": {"domain": "source", "split": "val", "step": step, "edges": options.edges},

@@ -17,6 +17,7 @@ from calseg_cli.config import Resolved
 from calseg_cli.config.training import Augment
 from calseg_cli.data.transforms import Augmentation
 from calseg_cli.engine.checkpoint import read_checkpoint, write_checkpoint
+from calseg_cli.engine.distributed import ALONE, Ranks, refuse_torchrun
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
@@ -170,28 +171,44 @@ def run_loop(
     progress: Progress,
     stop: StopRequest,
     conclude: Callable[[], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train to the end, or leave a resumable state and raise StoppedError with the signal's exit code.
 
-    `conclude` is done after the last step, to the network that is then validated and kept.
+    `conclude` is done after the last step, to the network that is then validated and kept. Of several `ranks`, which
+    all validate, the main one reads and writes the folder alone. Raises ConfigError where torchrun started several
+    processes and they are not told of each other.
     """
+    if ranks.world == 1:
+        refuse_torchrun(f"training of {method.name}")
 
     def validate_now(step: int) -> Mapping[str, Any]:
         network = method.deployed()
         scores = validate(network, step) if validate is not None else {}
-        if scores:
+        if scores and ranks.is_main:
             folder.log({"event": "validation", "step": step, **scores})
-        if keep_all:
+        if keep_all and ranks.is_main:
             folder.keep(step, network, scores)
         return scores
 
     hooks = Hooks(
-        log=folder.log,
+        log=folder.log if ranks.is_main else void,
         validate=lambda step: void(validate_now(step)),
-        save=lambda step, state: folder.save(step, method, state),
+        save=lambda step, state: folder.save(step, method, state) if ranks.is_main else None,
     )
-    state = folder.begin(resume=resume)
-    done = train(method, stream, plan, device=device, hooks=hooks, progress=progress, stop=stop, state=state)
+    state = ranks.share(folder.begin(resume=resume) if ranks.is_main else None)
+    done = train(
+        method,
+        stream,
+        plan,
+        device=device,
+        hooks=hooks,
+        progress=progress,
+        stop=stop,
+        state=state,
+        ranks=ranks,
+        seed=folder.resolved.config.seed,
+    )
     if stop and done < plan.steps:
         raise stop.error(
             f"stopped at step {done} of {plan.steps}; everything so far is in {folder.path / RESUME}",
@@ -200,7 +217,7 @@ def run_loop(
     if conclude is not None:
         conclude()
     scores = validate_now(done)
-    return folder.finish(done, method.deployed(), scores)
+    return folder.finish(done, method.deployed(), scores) if ranks.is_main else folder.path / NETWORK
 
 
 def augmentation(augment: Augment) -> Augmentation:

@@ -1,0 +1,309 @@
+"""Owns the talk between the processes of one training run: the only file that names torch.distributed.
+
+Every process runs the same loop on its share of each batch. A process that ends early closes its connections, which
+ends the wait of all others; the store that torchrun keeps then says who tells of it, and which exit code all have.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from calseg_cli.engine.device import choose_device
+from calseg_cli.engine.launch import launched
+from calseg_cli.errors import CalsegError, ConfigError, DeviceError, StoppedError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for one that still lives and says nothing."""
+_TO_SPEAK = timedelta(seconds=10)  # for another process to tell of the end
+_BUCKET = 2**23  # numbers that travel at once
+_STEP = 7  # what a random stream is for
+_ARRIVED, _ENDED, _CODE, _TOLD = "arrived", "ended", "code", "told"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of `world` processes of one training this is. Alone, everything below leaves every bit as it is.
+
+    All processes must call the same functions in the same order. Raises StoppedError where another one is gone.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """This process's own device: of CUDA devices the one that LOCAL_RANK counts to.
+
+        Raises ConfigError for one device or a kind that cannot be shared, DeviceError where there are too few.
+        """
+        if self.world == 1 or device.type == "cpu":
+            return device
+        if device.type != "cuda" or device.index is not None:
+            raise ConfigError(f"device {device}: {self.world} processes need cuda or cpu", "--device cuda, or cpu")
+        local, there = launched().local_rank, torch.cuda.device_count()
+        if local >= there:
+            raise DeviceError(
+                f"process {local} of this machine finds {there} CUDA devices", f"torchrun --nproc-per-node {there}"
+            )
+        torch.cuda.set_device(local)
+        return torch.device("cuda", local)
+
+    def slots(self, batch_size: int, key: str) -> range | None:
+        """This process's slots of a batch; None for all. Raises ConfigError, naming `key`, where shares differ."""
+        if self.world == 1:
+            return None
+        share, rest = divmod(batch_size, self.world)
+        if rest or not share:
+            raise ConfigError(
+                f"{key}: {batch_size} images cannot be shared equally by {self.world} processes",
+                f"it counts the images of all processes together: a multiple of {self.world}",
+            )
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def places(self, count: int) -> range:
+        """This process's share of `count` images that are looked at one by one."""
+        return range(self.rank, count, self.world)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, without a gradient: of whole numbers exact, of others the same bits everywhere.
+
+        The tensor itself where there is but one process.
+        """
+        if self.world == 1:
+            return tensor
+        summed = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with _talk():
+            dist.all_reduce(summed)
+        return summed
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """The largest of each number among the processes."""
+        if self.world == 1 or not values:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.int64)
+        with _talk():
+            dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return [int(number) for number in numbers]
+
+    def reduce_gradients(self, parameters: Iterable[nn.Parameter], *, mean: bool = False) -> None:
+        """Put the sum (or mean) of all processes' gradients in place of each gradient, many of them at once.
+
+        A gradient that is missing counts as 0, unless it is missing in every process: then it stays so.
+        """
+        if self.world == 1:
+            return
+        members = [parameter for parameter in parameters if parameter.requires_grad]
+        anywhere = self.largest([int(parameter.grad is not None) for parameter in members])
+        gradients = [_gradient(parameter) for parameter, there in zip(members, anywhere, strict=True) if there]
+        for bucket in _buckets(gradients):
+            summed = self.total(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+            parts = torch.split(summed / self.world if mean else summed, [gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view(gradient.shape))
+
+    def share(self, value: T) -> T:
+        """What the main process holds, in all of them; what the others give is not looked at."""
+        if self.world == 1:
+            return value
+        held = [value]
+        with _talk():
+            dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
+        return held[0]
+
+    def gather(self, value: T) -> list[T]:
+        """What each process holds, by rank, in all of them."""
+        if self.world == 1:
+            return [value]
+        found: list[T] = [value] * self.world
+        with _talk():
+            dist.all_gather_object(found, value)
+        return found
+
+    def equalise(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors those of the main process."""
+        if self.world == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.detach().clone(memory_format=torch.contiguous_format)
+            with _talk():
+                dist.broadcast(sent, src=0)
+            tensor.detach().copy_(sent)
+
+    def barrier(self) -> None:
+        """Wait until all are here."""
+        self.largest([0])
+
+    def seed_step(self, seed: int, step: int) -> None:
+        """Let what the network draws, as dropout does, follow from (seed, step, rank): no two shares draw the same.
+
+        Alone the generator simply goes on.
+        """
+        if self.world > 1:
+            words = np.random.SeedSequence((seed, _STEP, step, self.rank)).generate_state(1, np.uint64)
+            torch.manual_seed(int(words[0]))
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Ranks]:
+    """The processes that torchrun started, connected; `ALONE` where it did not, with nothing done.
+
+    Talk about tensors of the CPU goes by gloo, about those of CUDA by NCCL. Raises ConfigError without torchrun's
+    environment, DeviceError where they cannot reach each other, StoppedError where one is gone before it begins.
+    """
+    found = launched()
+    if found.world == 1:
+        yield ALONE
+        return
+    ranks = Ranks(found.rank, found.world)
+    kind = ranks.device(choose_device(device)).type
+    _check_environment()
+    _arrive(found.world)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+            store=_store("group/"),
+            rank=found.rank,
+            world_size=found.world,
+            timeout=PATIENCE,
+        )
+    except RuntimeError as error:
+        raise DeviceError(
+            f"the processes cannot reach each other ({str(error).splitlines()[0]})",
+            "GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME) name the network to use, on one machine lo",
+        ) from error
+    yield ranks
+    # After an error it stays open: that its connections close at this process's end is what tells the others.
+    dist.destroy_process_group()
+
+
+def refuse_torchrun(what: str) -> None:
+    """Raise ConfigError where torchrun started several processes of what works in one."""
+    world = launched().world
+    if world > 1:
+        raise ConfigError(
+            f"{what} works in one process, and torchrun started {world}",
+            "run calseg without torchrun; docs/scaling.md lists what it can share",
+        )
+
+
+def takes_the_word(code: int) -> tuple[bool, int]:
+    """Of processes that end with an error, whether this one tells of it; and the exit code of all, the first one's.
+
+    The others wait until it was told, so that their own end does not cut the speaker short.
+    """
+    try:
+        store = _store()
+        if store.add(_ENDED, 1) == 1:
+            store.set(_CODE, str(code))
+            return True, code
+        store.wait([_CODE, _TOLD], _TO_SPEAK)
+        return False, int(store.get(_CODE))
+    except (RuntimeError, CalsegError):  # nobody keeps the store any more: better twice than not at all
+        return True, code
+
+
+def has_told() -> None:
+    """Let the others go: the error was told."""
+    try:
+        _store().set(_TOLD, "1")
+    except (RuntimeError, CalsegError):
+        return
+
+
+def _check_environment() -> None:
+    if not dist.is_available():
+        raise ConfigError("this torch was built without torch.distributed", "train in one process")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ.get('WORLD_SIZE')}, and {' and '.join(missing)} missing",
+            "start it by torchrun; unset RANK and WORLD_SIZE to work in one process",
+        )
+
+
+@cache
+def _store(part: str = "") -> Any:
+    """Where all processes read and write a few words; torchrun keeps it, so that it outlives each of them.
+
+    A connection of its own for each part.
+    """
+    _check_environment()
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in every torch
+
+    found = launched()
+    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        found.world,
+        is_master=found.rank == 0 and not kept_by_torchrun,
+        wait_for_workers=False,
+        multi_tenant=True,
+        timeout=timedelta(seconds=30),
+    )
+    return PrefixStore(f"calseg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{part}", store)
+
+
+def _arrive(world: int) -> None:
+    """Wait for all processes in Python, where signals and another one's end are noticed; connecting notices neither."""
+    store, until = _store(), time.monotonic() + PATIENCE.total_seconds()
+    store.add(_ARRIVED, 1)
+    while store.add(_ARRIVED, 0) < world:
+        if store.check([_CODE]) or time.monotonic() > until:
+            raise _gone()
+        time.sleep(0.02)
+
+
+@contextmanager
+def _talk() -> Iterator[None]:
+    """Turn what torch says when another process is gone into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise _gone() from error
+
+
+def _gone() -> StoppedError:
+    return StoppedError(
+        "another process of this training was killed or does not answer",
+        "the same command with --resume goes on from the last saved state, if there is one",
+    )
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one type together, in their order, up to about `_BUCKET` numbers."""
+    for kind in sorted({(tensor.dtype, tensor.device) for tensor in tensors}, key=str):
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            if (tensor.dtype, tensor.device) == kind:
+                bucket.append(tensor)
+            if sum(one.numel() for one in bucket) >= _BUCKET:
+                yield bucket
+                bucket = []
+        if bucket:
+            yield bucket
