@@ -40,7 +40,7 @@ def torchrun(world: int = 2) -> Iterator[Callable[[int], dict[str, str]]]:
     yield environment
 
 
-def together(work: Callable[[Ranks], Any], world: int = 2, seconds: float = 60) -> list[tuple[int, Any]]:
+def together(work: Callable[[Ranks], Any], world: int = 2, seconds: float = 180) -> list[tuple[int, Any]]:
     """What `work` does in each of `world` processes: (0, what it gives), or (exit code, the error it tells or None).
 
     All are killed, with the code `KILLED`, when they take too long.

@@ -45,7 +45,19 @@ def pair(calseg, folders, *words, world=2):
 @pytest.mark.slow
 def test_torchrun_itself_starts_them(scenes):
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    program += ["--rdzv-endpoint", "127.0.0.1:0", "-m", "calseg_cli", *SHORT, "--name", "itself", "--steps", "2"]
+    program += [
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        "--local-addr",
+        "127.0.0.1",
+        "-m",
+        "calseg_cli",
+        *SHORT,
+        "--name",
+        "itself",
+        "--steps",
+        "2",
+    ]
     env = {**os.environ, **SETTINGS, "GLOO_SOCKET_IFNAME": "lo"}
     ran = subprocess.run(program, cwd=scenes, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -94,7 +106,7 @@ def start(calseg, folder, environment, *words):
 
 
 def end_of(connection):
-    assert connection.poll(60), "it hangs"
+    assert connection.poll(180), "it hangs"
     return connection.recv()
 
 
@@ -102,7 +114,7 @@ def ended_by(signum, calseg, folder, state, *words):
     """Start two processes, send the second one a signal as soon as they have written a state; their exit codes."""
     with torchrun() as environment:
         started = [start(calseg, folder, environment(rank), *words) for rank in range(2)]
-        before, end = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 90
+        before, end = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 180
         while not state.exists() or state.stat().st_mtime_ns == before:
             assert time.monotonic() < end, (folder / "err0").read_text()
             time.sleep(0.01)
