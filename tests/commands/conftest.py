@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Client
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.outcomes import keep_few
+from tests.commands.outcomes import draw_few
+from tests.commands.server import WATCHED
 
 SETTINGS = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
@@ -38,13 +40,62 @@ def start_anew(words: Sequence[object], cwd: Path, env: dict[str, str], timeout:
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+class Started:
+    """A command that runs, in a process of its own. Ask `communicate` at last: it puts away what was said."""
+
+    def __init__(self, address: str, words: Sequence[object], cwd: Path, env: dict[str, str]) -> None:
+        self._folder = Path(tempfile.mkdtemp())
+        for name in ("out", "err"):
+            (self._folder / name).touch()
+        said = [str(self._folder / name) for name in ("out", "err")]
+        self._connection = Client(address)
+        self._connection.send(([str(word) for word in words], str(cwd), {**os.environ, **SETTINGS, **env}, *said))
+        self.pid: int = self._connection.recv()
+        self.returncode: int | None = None
+
+    @property
+    def err(self) -> str:
+        """What it has said on stderr so far."""
+        return (self._folder / "err").read_text(encoding="utf-8")
+
+    def poll(self) -> int | None:
+        """Its exit code, where it has ended."""
+        if self.returncode is None and self._connection.poll():
+            self.returncode = self._connection.recv()
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def wait_for(self, path: Path, seconds: float = 90) -> None:
+        """Until a file is there."""
+        end = time.monotonic() + seconds
+        while not path.exists():
+            assert self.poll() is None, self.err
+            assert time.monotonic() < end, self.err
+            time.sleep(0.002)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What it said on stdout and stderr, once it has ended; killed where that takes longer."""
+        try:
+            if self.returncode is None and not self._connection.poll(timeout):
+                os.kill(self.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(["calseg"], timeout)
+            self.poll()
+            return (self._folder / "out").read_text(encoding="utf-8"), self.err
+        finally:
+            self._connection.close()
+            shutil.rmtree(self._folder)
+
+
 class Typist:
     """Runs `calseg WORDS` as a process of its own, as a user would, but forked from one that has torch loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self._address = str(folder / "socket")
+        self.address = str(folder / "socket")
         self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py")), self._address],
+            [sys.executable, str(Path(__file__).with_name("server.py")), self.address],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **SETTINGS},
@@ -53,22 +104,16 @@ class Typist:
         assert self._server.stdout.readline() == "ready\n"
 
     def __call__(self, *words: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300) -> Ran:
-        with tempfile.TemporaryDirectory() as folder:
-            said = [Path(folder) / name for name in ("out", "err")]
-            for path in said:
-                path.touch()
-            whole = {**os.environ, **SETTINGS, **(env or {})}
-            if any(name.startswith("PYTHON") for name in env or {}):
-                return start_anew(words, cwd, whole, timeout)  # they are read when Python starts
-            with Client(self._address) as connection:
-                connection.send(([str(word) for word in words], str(cwd), whole, *map(str, said)))
-                pid = connection.recv()
-                if not connection.poll(timeout):
-                    os.kill(pid, signal.SIGKILL)
-                    raise subprocess.TimeoutExpired(["calseg", *words], timeout)
-                code = connection.recv()
-            out, err = (path.read_text(encoding="utf-8") for path in said)
-        return Ran(code, out, err)
+        if any(name.startswith("PYTHON") for name in env or {}):  # they are read when Python starts
+            return start_anew(words, cwd, {**os.environ, **SETTINGS, **(env or {})}, timeout)
+        started = self.start(*words, cwd=cwd, env=env)
+        out, err = started.communicate(timeout)
+        assert started.returncode is not None
+        return Ran(started.returncode, out, err)
+
+    def start(self, *words: str, cwd: Path, env: dict[str, str] | None = None) -> Started:
+        """The same, and go on while it runs."""
+        return Started(self.address, words, cwd, env or {})
 
     def close(self) -> None:
         self._server.terminate()
@@ -90,9 +135,7 @@ def trained(tmp_path_factory, calseg) -> Path:
     `workspace` is such a copy. Twenty images of each split show what there is to show.
     """
     folder = tmp_path_factory.mktemp("sample")
-    ran = calseg("sample-data", cwd=folder)
-    assert ran.code == 0, ran.err
-    keep_few(folder, 20)
+    draw_few(folder)
     words = ("pretrain", "--steps", "30", "--set", "pretrain.validate_every=15", "--set", "pretrain.log_every=5")
     ran = calseg(*words, cwd=folder)
     assert ran.code == 0, ran.err
@@ -123,32 +166,14 @@ def folder(predicted, tmp_path) -> Path:
     return tmp_path / "w"
 
 
-WATCH = """
-import sys
-seen = []
-def hook(event, arguments):
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str):
-        seen.append(arguments[0])
-sys.addaudithook(hook)
-from calseg_cli.app import main
-sys.argv = ["calseg", *sys.argv[1:]]
-try:
-    main()
-finally:
-    sys.stderr.write("".join(f"SEEN {path}\\n" for path in seen))
-"""
-
-
 @pytest.fixture(scope="session")
-def opened() -> Callable[..., list[str]]:
+def opened(calseg) -> Callable[..., list[str]]:
     """What a command opened or listed: `opened(folder, *words)` gives every path."""
 
     def watch(folder: Path, *words: str) -> list[str]:
-        program = [sys.executable, "-c", WATCH, *words]
-        env = {**os.environ, **SETTINGS}
-        done = subprocess.run(program, cwd=folder, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, done.stderr
-        seen = [line.removeprefix("SEEN ") for line in done.stderr.splitlines() if line.startswith("SEEN ")]
+        done = calseg(*words, cwd=folder, env={WATCHED: "1"})
+        assert done.code == 0, done.err
+        seen = [line.removeprefix("SEEN ") for line in done.err.splitlines() if line.startswith("SEEN ")]
         assert seen, "the hook saw nothing"
         return seen
 

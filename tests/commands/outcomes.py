@@ -1,10 +1,11 @@
 """What tests of commands ask of an ended command and of the files that it opened."""
 
 import json
-import os
-import subprocess
-import sys
-import time
+import signal
+from functools import partial
+from unittest.mock import patch
+
+from calseg_cli.engine.progress import Silent
 
 
 def failed(ran, code):
@@ -41,17 +42,20 @@ def keep_few(folder, count=8):
             (images.parent / "labels" / image.name).unlink(missing_ok=True)
 
 
-def killed_at(folder, path, *words):
+def draw_few(folder, count=20, **options):
+    """What `calseg sample-data` writes, but the first images of every split alone; the same files."""
+    from calseg_cli.stages import sample_data
+
+    few = partial(sample_data.write_sample_data, train=count, val=count, test=count)
+    with patch.object(sample_data, "write_sample_data", few):
+        sample_data.write_sample_folder(folder, **{"seed": 0, "force": False, "progress": Silent(), **options})
+
+
+def killed_at(calseg, folder, path, *words):
     """Start a command and kill it as soon as `path` is there."""
-    program = [sys.executable, "-m", "calseg_cli", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    end = time.monotonic() + 90
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    process.kill()
+    process = calseg.start(*words, cwd=folder)
+    process.wait_for(path)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
 
 

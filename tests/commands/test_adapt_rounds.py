@@ -124,7 +124,7 @@ def test_it_repeats_and_continues_after_a_stop_to_the_same_bits(workspace, calse
         stage / "round-1/resume.safetensors",
         stage / "round-2/resume.safetensors",
     ):
-        killed_at(workspace, wait, *more, *(("--resume",) if stage.exists() else ()))
+        killed_at(calseg, workspace, wait, *more, *(("--resume",) if stage.exists() else ()))
     refused = calseg(*more, cwd=workspace)
     assert (refused.code, "unfinished" in refused.err) == (3, True)
     changed = calseg(*more, "--resume", "--lr", "1", cwd=workspace)
@@ -137,11 +137,11 @@ def test_it_repeats_and_continues_after_a_stop_to_the_same_bits(workspace, calse
 
 
 @pytest.fixture(scope="module")
-def stopped(trained, tmp_path_factory):
+def stopped(trained, tmp_path_factory, calseg):
     """A run of cbst that was killed within its first round."""
     folder = tmp_path_factory.mktemp("stopped") / "w"
     shutil.copytree(trained, folder)
-    killed_at(folder, folder / RUN / "4-adapt-cbst/round-1/resume.safetensors", *STOPPED)
+    killed_at(calseg, folder, folder / RUN / "4-adapt-cbst/round-1/resume.safetensors", *STOPPED)
     return folder
 
 

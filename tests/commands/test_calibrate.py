@@ -295,7 +295,7 @@ def test_a_failed_balance_leaves_nothing(folder, calseg):
 def test_a_killed_fit_leaves_nothing_under_its_name_and_nothing_in_the_way(folder, calseg, method):
     place = folder / "runs/sample/5-calibrate"
     shutil.rmtree(place)
-    killed_at(folder, place, "calibrate", "--method", method)
+    killed_at(calseg, folder, place, "calibrate", "--method", method)
     assert not list(place.glob("*.h5"))
     ran = calseg("calibrate", "--method", method, cwd=folder)
     assert ran.code == 0, ran.err

@@ -8,7 +8,7 @@ import pytest
 
 from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.outcomes import keep_few
+from tests.commands.outcomes import draw_few
 
 RUN = "runs/sample"
 VALUE_NET = ("--steps", "6", "--set", "valuenet.max_items=3", "--set", "valuenet.log_every=3")
@@ -20,15 +20,14 @@ def chained(tmp_path_factory, calseg):
     """A folder after the four commands, and what the last one printed."""
     folder = tmp_path_factory.mktemp("chained")
     validated = ("--set", "pretrain.validate_every=10")
+    draw_few(folder, 12)
     for words in (
-        ("sample-data",),
         ("pretrain", "--steps", "20", "--ece-weight", "1", *validated),
         ("select-checkpoint-by-ECE", "--floor", "1"),
         ("train-valuenet", *VALUE_NET),
     ):
         ran = calseg(*words, cwd=folder)
         assert ran.code == 0, ran.err
-        keep_few(folder, 12)
     shutil.rmtree(folder / "data/source")
     for labels in (folder / "data/target").glob("*/labels"):
         shutil.rmtree(labels)

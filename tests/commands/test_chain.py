@@ -167,12 +167,13 @@ def test_inspect_needs_no_torch(workspace):
     assert "tiny" in done.stdout
 
 
-def test_the_shell_script_chains_the_stages(trained, tmp_path, repository):
+def test_the_shell_script_chains_the_stages(trained, tmp_path, repository, calseg):
     shutil.copytree(trained, tmp_path / "w", ignore=shutil.ignore_patterns("runs"))
     keep_few(tmp_path / "w")
     (tmp_path / "bin").mkdir()
     tool = tmp_path / "bin" / "calseg"
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m calseg_cli "$@"\n')
+    client = repository / "tests/commands/client.py"
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} {client} {calseg.address} "$@"\n')
     tool.chmod(0o755)
     done = subprocess.run(
         ["bash", repository / "sample_configs/chain.sh", "--steps", "5"],

@@ -75,7 +75,7 @@ def test_without_the_source_it_adapts_and_continues_to_the_same_bits(work, calse
     ran = calseg(*words, "--name", "whole", cwd=work)
     assert ran.code == 0, ran.err
     stage, again = work / "runs/broken/4-adapt-blda", (*words, "--name", "broken")
-    killed_at(work, stage / "resume.safetensors", *again)
+    killed_at(calseg, work, stage / "resume.safetensors", *again)
     moved = work / "moved.h5"
     shutil.copy(work / FILE, moved)
     other = calseg("logit-statistics", "--domain", "target", "--split", "train", "--max-items", "2", cwd=work)

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calseg_cli.errors import DataError
+from tests.commands.outcomes import draw_few
+
 
 def explained(ran, code: int, *parts: str) -> None:
     """The command ended with `code` and one error line that says all of `parts`."""
@@ -211,9 +214,15 @@ def test_bins_are_refused_before_anything_runs(workspace, calseg):
 
 def test_sample_data_force_replaces_its_own_and_nothing_else(tmp_path, calseg):
     assert calseg("sample-data", "d", cwd=tmp_path).code == 0
-    before = (tmp_path / "d/data/source/train/images/0000.png").read_bytes()
-    assert calseg("sample-data", "d", "--force", "--seed", "1", cwd=tmp_path).code == 0
-    assert (tmp_path / "d/data/source/train/images/0000.png").read_bytes() != before
+    assert len(list((tmp_path / "d/data").rglob("*.png"))) == 600
+    draw_few(tmp_path / "few", 2)
+    first = "data/source/train/images/0000.png"
+    before = (tmp_path / "few" / first).read_bytes()
+    assert (tmp_path / "d" / first).read_bytes() == before
+    with pytest.raises(DataError, match="exists already"):
+        draw_few(tmp_path / "few", 2, seed=1)
+    draw_few(tmp_path / "few", 2, seed=1, force=True)
+    assert (tmp_path / "few" / first).read_bytes() != before
     (tmp_path / "mine/data").mkdir(parents=True)
     (tmp_path / "mine/data/precious.png").write_bytes(b"x")
     explained(calseg("sample-data", "mine", "--force", cwd=tmp_path), 4, "did not write")

@@ -1,11 +1,7 @@
 """pretrain as a user types it: the calibration term, a start from a trained network, and what is refused."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,6 +9,7 @@ from safetensors.numpy import load_file
 
 from calseg_cli.artifacts.provenance import file_digest
 from calseg_cli.artifacts.tensors_file import read_facts
+from tests.commands.outcomes import killed_at
 
 QUICK = ("pretrain", "--set", "pretrain.log_every=1", "--set", "pretrain.validate_every=0", "--batch-size", "2")
 QUICK = (*QUICK, "--set", "source.size=[60, 80]")
@@ -57,19 +54,7 @@ def test_with_term_and_start_it_resumes_bit_for_bit(trained, calseg):
     words = (*words, "--set", "pretrain.checkpoint_every=3")
     assert calseg(*words, "--name", "whole", cwd=trained).code == 0
     folder = trained / "runs/cut/1-pretrain"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calseg_cli", *words, "--name", "cut"],
-        cwd=trained,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    end = time.monotonic() + 60
-    while not (folder / "resume.safetensors").exists():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    process.kill()
-    process.wait(timeout=60)
+    killed_at(calseg, trained, folder / "resume.safetensors", *words, "--name", "cut")
     assert not (folder / "network.safetensors").exists()
     ran = calseg(*words, "--name", "cut", "--resume", cwd=trained)
     assert ran.code == 0, ran.err

@@ -1,11 +1,7 @@
 """calseg pseudo-label as a user types it: tables and JSON, Ctrl-C and kill, labels that stay closed."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -93,14 +89,6 @@ def test_a_result_is_kept_without_force(folder, calseg):
     assert "finished already" in again.err
 
 
-def start(folder, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "calseg_cli", "pseudo-label", *words],
-        cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
 STOPS = [
     ("class-balanced", signal.SIGINT, 130),
     ("class-balanced", signal.SIGKILL, -9),
@@ -113,12 +101,8 @@ STOPS = [
 def test_stopped_and_resumed_is_the_unbroken_result(folder, calseg, rule, signum, code):
     words = ("--threshold", rule, "--png", "--keep-confidence", "f16")
     whole = calseg("pseudo-label", *words, "--out", "whole.h5", "--json", cwd=folder).json
-    process = start(folder, *words, "--out", "broken.h5")
-    end = time.monotonic() + 60
-    while not (folder / "broken.h5.partial").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    process = calseg.start("pseudo-label", *words, "--out", "broken.h5", cwd=folder)
+    process.wait_for(folder / "broken.h5.partial")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     if process.returncode == 0:

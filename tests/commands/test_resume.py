@@ -1,11 +1,7 @@
 """Stopping and going on: Ctrl-C, SIGTERM and SIGKILL in mid-run, then --resume, against an unbroken run."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -13,25 +9,6 @@ from safetensors.numpy import load_file
 
 STEPS = "30"
 WORDS = ("pretrain", "--steps", STEPS, "--set", "pretrain.checkpoint_every=5", "--set", "pretrain.validate_every=25")
-
-
-def start(folder, *words):
-    return subprocess.Popen(
-        [sys.executable, "-m", "calseg_cli", *words],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for(path, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +22,8 @@ def unbroken(trained, calseg):
 def test_interrupted_and_resumed_is_the_unbroken_run(trained, unbroken, calseg, signum, code):
     name = f"cut-{signum.name}"
     folder = trained / "runs" / name / "1-pretrain"
-    process = start(trained, *WORDS, "--name", name)
-    wait_for(folder / "resume.safetensors", process)
+    process = calseg.start(*WORDS, "--name", name, cwd=trained)
+    process.wait_for(folder / "resume.safetensors")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
@@ -80,8 +57,8 @@ def test_resume_of_a_finished_run_does_nothing(trained, unbroken, calseg):
 
 
 def test_resume_with_another_configuration_is_refused(trained, calseg):
-    process = start(trained, *WORDS, "--name", "changed")
-    wait_for(trained / "runs/changed/1-pretrain/resume.safetensors", process)
+    process = calseg.start(*WORDS, "--name", "changed", cwd=trained)
+    process.wait_for(trained / "runs/changed/1-pretrain/resume.safetensors")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     ran = calseg(*WORDS, "--name", "changed", "--resume", "--lr", "0.5", cwd=trained)
@@ -90,10 +67,10 @@ def test_resume_with_another_configuration_is_refused(trained, calseg):
 
 
 def test_a_killed_predict_leaves_no_artifact_under_its_name(workspace, calseg):
-    process = start(workspace, "predict", "--split", "train")
+    process = calseg.start("predict", "--split", "train", cwd=workspace)
     folder = workspace / "runs/sample/5-predict"
-    wait_for(folder / "pretrain-target-train.h5.partial", process)
-    process.kill()
+    process.wait_for(folder / "pretrain-target-train.h5.partial")
+    process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (folder / "pretrain-target-train.h5").exists()
     refused = calseg("predict", "--split", "train", cwd=workspace)
@@ -104,10 +81,10 @@ def test_a_killed_predict_leaves_no_artifact_under_its_name(workspace, calseg):
     assert not list(folder.glob("*.partial"))
 
 
-def test_ctrl_c_during_predict_says_so_and_keeps_what_is_done(workspace):
-    process = start(workspace, "predict", "--split", "train")
+def test_ctrl_c_during_predict_says_so_and_keeps_what_is_done(workspace, calseg):
+    process = calseg.start("predict", "--split", "train", cwd=workspace)
     folder = workspace / "runs/sample/5-predict"
-    wait_for(folder / "pretrain-target-train.h5.partial", process)
+    process.wait_for(folder / "pretrain-target-train.h5.partial")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     if process.returncode == 0:

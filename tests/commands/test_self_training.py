@@ -71,7 +71,7 @@ def test_it_continues_after_a_kill_to_the_same_bits(work, calseg):
     assert calseg(*words, "--name", "whole", cwd=work).code == 0
     stage = work / "runs/broken/4-adapt-self-training"
     again = (*words, "--name", "broken")
-    killed_at(work, stage / "resume.safetensors", *again)
+    killed_at(calseg, work, stage / "resume.safetensors", *again)
     assert "unfinished" in failed(calseg(*again, cwd=work), 3)
     assert "adapt.self_training.labels" in failed(calseg(*again, "--labels", "hard", "--resume", cwd=work), 3)
     image = min((work / "data/source/train/images").glob("*.png"))

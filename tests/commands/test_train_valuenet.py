@@ -1,12 +1,8 @@
 """calseg train-valuenet as a user types it: what it leaves, what it does not touch, stopping, mistakes in one line."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -105,19 +101,8 @@ def test_stopped_and_resumed_is_the_unbroken_net(folder, calseg, signum, code):
     whole = tensors_of(folder)
     log = records(folder)
     shutil.rmtree(folder / STAGE)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calseg_cli", "train-valuenet", *QUICK],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    end = time.monotonic() + 60
-    while not (folder / STAGE / "resume.safetensors").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.002)
+    process = calseg.start("train-valuenet", *QUICK, cwd=folder)
+    process.wait_for(folder / STAGE / "resume.safetensors")
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
