@@ -49,6 +49,26 @@ DryRun = Annotated[
         "--dry-run", "-n", help="Check everything, say what would be written, write nothing.", rich_help_panel=OUTPUT
     ),
 ]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Run the network through torch.compile.", rich_help_panel=RUNTIME),
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--no-deterministic",
+        help="Ask for kernels that give the same result each time.",
+        rich_help_panel=RUNTIME,
+    ),
+]
+GradCheckpoint = Annotated[
+    bool | None,
+    typer.Option(
+        "--grad-checkpoint/--no-grad-checkpoint",
+        help="Compute blocks again going backward: less memory, the same numbers.",
+        rich_help_panel="Training",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", rich_help_panel=OUTPUT)]
 Checkpoint = Annotated[
     str | None,

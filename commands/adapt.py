@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from calseg_cli.commands._estimate import show_estimate
 from calseg_cli.commands._options import (
     INPUT,
     Calibrator,
+    Compile,
+    Deterministic,
     Device,
+    DryRun,
     Force,
+    GradCheckpoint,
     Name,
     Resume,
     Seed,
@@ -55,6 +60,7 @@ def adapt(
     momentum: Annotated[
         float | None, typer.Option(help="1 replaces the source's statistics, less mixes them.", rich_help_panel=ADABN)
     ] = None,
+    grad_checkpoint: GradCheckpoint = None,
     rounds: Annotated[
         int | None, typer.Option(help="Rounds of labelling and training.", rich_help_panel=ROUNDS)
     ] = None,
@@ -124,8 +130,11 @@ def adapt(
     seed: Seed = None,
     device: Device = None,
     workers: Workers = None,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Adapt a trained network to the target's unlabelled images. No label of the target is opened but by --oracle.
 
@@ -139,6 +148,8 @@ def adapt(
         "seed": seed,
         "device": device,
         "workers": workers,
+        "compile": compiled,
+        "deterministic": deterministic,
     }
     online = prototypes == Path(ONLINE)
     chosen = {
@@ -147,6 +158,7 @@ def adapt(
         "lr": lr,
         "head_lr": head_lr,
         "momentum": momentum,
+        "grad_checkpoint": grad_checkpoint,
         "rounds": rounds,
         "portion": portion,
         "average": average,
@@ -169,11 +181,24 @@ def adapt(
     resolved = session.load(common)
     resolved = session.load({**common, **_of_method(resolved, chosen)})
     from calseg_cli.stages.adapt import adapt as stage
+    from calseg_cli.stages.adapt import plan_adaptation
     from calseg_cli.stages.corrections import load_corrections
 
+    corrections = load_corrections(None if online else prototypes, calibrator)
+    if dry_run:
+        estimate = plan_adaptation(
+            resolved,
+            corrections,
+            checkpoint=checkpoint,
+            value_net=valuenet,
+            resume=resume,
+            progress=session.progress,
+        )
+        show_estimate(session, estimate)
+        return
     trained = stage(
         resolved,
-        load_corrections(None if online else prototypes, calibrator),
+        corrections,
         checkpoint=checkpoint,
         value_net=valuenet,
         resume=resume,

@@ -1,15 +1,19 @@
 """calseg evaluate: accuracy and calibration on labelled images."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from calseg_cli.commands._estimate import show_estimate
 from calseg_cli.commands._options import (
     Calibrator,
     Checkpoint,
+    Compile,
     Device,
     Domain,
+    DryRun,
     MaxItems,
     Name,
     Out,
@@ -78,7 +82,9 @@ def evaluate(
     name: Name = None,
     device: Device = None,
     workers: Workers = None,
+    compiled: Compile = None,
     out: Out = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure accuracy and calibration on labelled images, from a network or from a logits artifact.
 
@@ -104,13 +110,19 @@ def evaluate(
             "name": name,
             "device": device,
             "workers": workers,
+            "compile": compiled,
         }
     )
     from calseg_cli.commands._report import show_evaluation
     from calseg_cli.stages.corrections import load_corrections
     from calseg_cli.stages.evaluate import evaluate as stage
+    from calseg_cli.stages.evaluate import plan_evaluation
 
     corrections = load_corrections(prototypes, calibrator)
+    if dry_run:
+        plan = partial(plan_evaluation, checkpoint=checkpoint, logits=logits, out=out, progress=session.progress)
+        show_estimate(session, plan(resolved, corrections))
+        return
     done = stage(resolved, corrections, checkpoint=checkpoint, logits=logits, out=out, progress=session.progress)
     show_evaluation(session, done, resolved.config.evaluate.report, csv=csv)
     if done.failed:

@@ -2,14 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from calseg_cli.commands._estimate import show_plan
 from calseg_cli.commands._options import (
     RUNTIME,
     Calibrator,
     Checkpoint,
+    Compile,
     Device,
     Domain,
     DryRun,
@@ -23,9 +25,6 @@ from calseg_cli.commands._options import (
     Workers,
 )
 from calseg_cli.commands._session import Session
-
-if TYPE_CHECKING:
-    from calseg_cli.stages.predict import Plan
 
 
 def predict(
@@ -50,6 +49,7 @@ def predict(
     name: Name = None,
     device: Device = None,
     workers: Workers = None,
+    compiled: Compile = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +80,7 @@ def predict(
             "name": name,
             "device": device,
             "workers": workers,
+            "compile": compiled,
         }
     )
     from calseg_cli.stages.corrections import load_corrections
@@ -88,7 +89,7 @@ def predict(
 
     corrections = load_corrections(prototypes, calibrator)
     if dry_run:
-        _show_plan(session, plan_prediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out))
+        show_plan(session, plan_prediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out))
         return
     done = stage(
         resolved,
@@ -111,22 +112,6 @@ def predict(
         return
     step = "pseudo-label" if resolved.config.predict.split == "train" and images is None else "evaluate"
     session.next(f"calseg {step} --logits {shlex.quote(str(done.artifact))}")
-
-
-def _show_plan(session: Session, plan: "Plan") -> None:
-    from calseg_cli.artifacts.disk import human
-
-    rows = [
-        ["to", f"{plan.target} ({plan.state})"],
-        ["images", str(plan.images)],
-        ["classes", str(plan.classes)],
-        ["size before packing", human(plan.raw_bytes)],
-        ["free on that disk", human(plan.free_bytes)],
-    ]
-    if session.as_json:
-        session.result({**vars(plan), "dry_run": True})
-    else:
-        session.write("".join(f"{name}: {value}\n" for name, value in rows))
 
 
 def _numbers(text: str) -> list[float | str]:

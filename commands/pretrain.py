@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from calseg_cli.commands._options import Device, Force, Name, Resume, Seed, Tensorboard, Workers
+from calseg_cli.commands._estimate import show_estimate
+from calseg_cli.commands._options import (
+    Compile,
+    Deterministic,
+    Device,
+    DryRun,
+    Force,
+    GradCheckpoint,
+    Name,
+    Resume,
+    Seed,
+    Tensorboard,
+    Workers,
+)
 from calseg_cli.commands._session import Session
 
 PANEL = "Training"
@@ -21,6 +34,7 @@ def pretrain(
     lr: Annotated[float | None, typer.Option(help="Encoder's learning rate.", rich_help_panel=PANEL)] = None,
     head_lr: Annotated[float | None, typer.Option(help="Head's learning rate.", rich_help_panel=PANEL)] = None,
     amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.", rich_help_panel=PANEL)] = None,
+    grad_checkpoint: GradCheckpoint = None,
     network: Annotated[
         str | None, typer.Option(help="tiny, efficientnet-lite0, deeplabv2, segformer or package.module:callable.")
     ] = None,
@@ -42,8 +56,11 @@ def pretrain(
     seed: Seed = None,
     device: Device = None,
     workers: Workers = None,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a network on the labelled source domain, and measure its calibration on the way.
 
@@ -57,6 +74,7 @@ def pretrain(
             "pretrain.lr": lr,
             "pretrain.head_lr": head_lr,
             "pretrain.amp": amp,
+            "pretrain.grad_checkpoint": grad_checkpoint,
             "pretrain.from_checkpoint": start,
             "pretrain.ece.weight": ece_weight,
             "pretrain.ece.start_step": ece_start_step,
@@ -67,10 +85,16 @@ def pretrain(
             "seed": seed,
             "device": device,
             "workers": workers,
+            "compile": compiled,
+            "deterministic": deterministic,
         }
     )
+    from calseg_cli.stages.pretrain import plan_pretraining
     from calseg_cli.stages.pretrain import pretrain as stage
 
+    if dry_run:
+        show_estimate(session, plan_pretraining(resolved, resume=resume, progress=session.progress))
+        return
     trained = stage(resolved, resume=resume, force=force, progress=session.progress)
     session.path(
         {"network": trained.network, "log": trained.log, "steps": trained.steps, "scores": trained.scores},

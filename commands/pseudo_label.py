@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from calseg_cli.commands._options import Calibrator, Force, Name, Out, Prototypes, Resume
+from calseg_cli.commands._estimate import show_plan
+from calseg_cli.commands._options import Calibrator, DryRun, Force, Name, Out, Prototypes, Resume
 from calseg_cli.commands._session import Session
 
 PANEL = "What is believed"
@@ -45,6 +46,7 @@ def pseudo_label(
     out: Out = None,
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Turn logits into labels that are 255, ignored, wherever they are not believed. No label is opened.
 
@@ -63,9 +65,13 @@ def pseudo_label(
     )
     from calseg_cli.commands._terminal import show_table
     from calseg_cli.stages.corrections import load_corrections
+    from calseg_cli.stages.pseudo_label import plan_pseudo_labels
     from calseg_cli.stages.pseudo_label import pseudo_label as stage
 
     corrections = load_corrections(prototypes, calibrator)
+    if dry_run:
+        show_plan(session, plan_pseudo_labels(resolved, corrections, logits=logits, out=out, progress=session.progress))
+        return
     done = stage(resolved, corrections, logits=logits, out=out, resume=resume, force=force, progress=session.progress)
     session.result(done.document(), lambda console: show_table(console, *done.table()))
     session.progress.note(f"labels: {done.artifact}")

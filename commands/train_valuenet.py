@@ -4,7 +4,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from calseg_cli.commands._options import Checkpoint, Device, Force, Name, Resume, Seed, Workers
+from calseg_cli.commands._estimate import show_estimate
+from calseg_cli.commands._options import (
+    Checkpoint,
+    Compile,
+    Deterministic,
+    Device,
+    DryRun,
+    Force,
+    Name,
+    Resume,
+    Seed,
+    Workers,
+)
 from calseg_cli.commands._session import Session
 
 if TYPE_CHECKING:
@@ -26,8 +38,11 @@ def train_valuenet(
     seed: Seed = None,
     device: Device = None,
     workers: Workers = None,
+    compiled: Compile = None,
+    deterministic: Deterministic = None,
     resume: Resume = False,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a small net that expects an image's calibration error, on labelled source images. The network stays.
 
@@ -42,11 +57,18 @@ def train_valuenet(
             "seed": seed,
             "device": device,
             "workers": workers,
+            "compile": compiled,
+            "deterministic": deterministic,
         }
     )
     from calseg_cli.commands._terminal import show_table
+    from calseg_cli.stages.train_valuenet import plan_value_net
     from calseg_cli.stages.train_valuenet import train_valuenet as stage
 
+    if dry_run:
+        estimate = plan_value_net(resolved, checkpoint=checkpoint, resume=resume, progress=session.progress)
+        show_estimate(session, estimate)
+        return
     done = stage(resolved, checkpoint=checkpoint, resume=resume, force=force, progress=session.progress)
 
     def show(console: "Console") -> None:

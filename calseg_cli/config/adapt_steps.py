@@ -24,6 +24,7 @@ class AdaptSteps(Section):
     clip_norm: Positive | None = key(None, "Largest norm of the gradient; above 0, null for no clipping.")
     amp: Literal["off", "bf16", "fp16"] = key("off", "Mixed precision: off, bf16 or fp16.")
     channels_last: Bool | None = key(None, "Keep tensors channels-last; null: as in pretrain.")
+    grad_checkpoint: Bool = key(False, "Compute blocks again going backward: less memory, the same numbers, slower.")
     checkpoint_every: Int = key(50, "Steps from one resumable state to the next; 0 only when stopped.", ge=0)
     log_every: Int = key(20, "Steps from one line of the log to the next; at least 1.", ge=1)
     augment: Augment = section(Augment, "How target images are varied.")

@@ -21,10 +21,12 @@ from calseg_cli.config.values import (
     Condition,
     Device,
     DomainRole,
+    Float,
     FolderName,
     Int,
     Location,
     Positive,
+    Size,
     Split,
     Text,
     wrong,
@@ -51,6 +53,11 @@ class Predict(Section):
     split: Split = key("test", "Split: train, val or test.")
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = key((1.0,), "Average over these image scales.")
     flip: Bool = key(False, "Average with the mirrored image.")
+    window: Size | None = key(
+        None, "Larger images are seen by windows [height, width] of the input, in bounded memory; null: whole."
+    )
+    window_overlap: Float = key(0.333, "Share of a window that the next one sees again, 0 to below 1.", ge=0, lt=1)
+    amp: Literal["off", "bf16", "fp16"] = key("off", "Mixed precision while it looks: off, bf16 or fp16.")
     logits_dtype: Literal["float16", "float32"] = key("float16", "How logits are stored: float16 or float32.")
     compression: Literal["none", "gzip", "zstd", "bitshuffle"] = key(
         "gzip", "How the artifact is packed: gzip, none, or with calseg[fast-io] zstd or bitshuffle."
@@ -126,6 +133,7 @@ class Config(Section):
     workers: Int = key(0, "Processes that read images; 0 reads in the main one.", ge=0, le=1024)
     threads: Annotated[Int, Field(ge=1, le=1024)] | None = key(None, "CPU threads of torch; null leaves it to torch.")
     deterministic: Bool = key(True, "Ask for kernels that give the same result each time.")
+    compile: Bool = key(False, "Run networks through torch.compile: quicker once it has compiled, which takes long.")
     tensorboard: Bool = key(False, "Also log training as TensorBoard reads it; needs calseg[tracking].")
     source: Domain | None = key(None, "The labelled domain.")
     target: Domain | None = key(None, "The domain to carry the network to.")

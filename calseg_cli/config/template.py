@@ -60,6 +60,7 @@ _EXAMPLES: dict[str, Any] = {
     "holdout": 10,
     "size": [240, 320],
     "crop": [256, 256],
+    "window": [512, 512],
 }
 
 _OTHERWISE: frozenset[Key] = frozenset({("logit_statistics", "labels")})

@@ -57,6 +57,7 @@ class Pretrain(Section):
     accumulate: Int = key(1, "Batches whose gradients make one step; at least 1.", ge=1)
     amp: Literal["off", "bf16", "fp16"] = key("off", "Mixed precision: off, bf16 or fp16.")
     channels_last: Bool = key(False, "Keep tensors channels-last in memory, quicker on some devices.")
+    grad_checkpoint: Bool = key(False, "Compute blocks again going backward: less memory, the same numbers, slower.")
     sync_batch_norm: Bool = key(
         True, "Under torchrun batch norm sees the batch of all processes; false: each one's own share."
     )

@@ -2,12 +2,13 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 
+from calseg_cli.engine.compiling import compile_error
 from calseg_cli.errors import DeviceError
 
 # torch 2.4 has it under torch.cuda only; any device raises it since.
@@ -51,13 +52,22 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def memory_errors(advice: str) -> Iterator[None]:
-    """Turn "out of memory" below into one line with `advice`: which options to lower."""
+def memory_errors(advice: Callable[[], str] | str) -> Iterator[None]:
+    """Turn "out of memory" below into one line with `advice`, asked for only then: what to change, by how much.
+
+    What torch.compile could not do becomes one line too.
+    """
     try:
         yield
     except _OUT_OF_MEMORY as error:
-        raise DeviceError("the device is out of memory", advice) from error
+        raise DeviceError("the device is out of memory", _said(advice)) from error
     except RuntimeError as error:
         if "not enough memory" in str(error) or "DefaultCPUAllocator" in str(error):
-            raise DeviceError("this machine is out of memory", advice) from error
+            raise DeviceError("this machine is out of memory", _said(advice)) from error
+        if (told := compile_error(error)) is not None:
+            raise told from error
         raise
+
+
+def _said(advice: Callable[[], str] | str) -> str:
+    return advice if isinstance(advice, str) else advice()

@@ -18,16 +18,20 @@ def pad_to_divisor(images: Tensor, divisor: int) -> tuple[Tensor, Size]:
 
 def native_logits(network: SegmentationNetwork, images: Tensor, out_hw: Size | None = None) -> tuple[Tensor, Geometry]:
     """The network's logits (B,C,h,w) at its own stride, and where they lie on labels of size `out_hw`."""
-    padded, pad = pad_to_divisor(images, network.divisor)
-    height, width = images.shape[-2:]
-    geometry = Geometry(
+    padded, _ = pad_to_divisor(images, network.divisor)
+    return network(padded), geometry_of(network, images, out_hw)
+
+
+def geometry_of(network: SegmentationNetwork, images: Tensor, out_hw: Size | None = None) -> Geometry:
+    """Where the network's logits of images (B,3,H,W) lie on labels of size `out_hw`."""
+    height, width = int(images.shape[-2]), int(images.shape[-1])
+    return Geometry(
         in_hw=(height, width),
         out_hw=out_hw or (height, width),
-        pad=pad,
+        pad=(-height % network.divisor, -width % network.divisor),
         stride=network.stride,
         align_corners=network.align_corners,
     )
-    return network(padded), geometry
 
 
 def upsample_logits(logits: Tensor, geometry: Geometry) -> Tensor:

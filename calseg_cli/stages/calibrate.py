@@ -28,8 +28,8 @@ from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.fits import USES, Job, fit_calibrator
 from calseg_cli.stages.fitting_data import FittingData, Mixer, labelled_data
 from calseg_cli.stages.measuring import measure
+from calseg_cli.stages.memory_advice import inference_advice
 from calseg_cli.stages.networks import load_network
-from calseg_cli.stages.predict import OUT_OF_MEMORY
 from calseg_cli.stages.roads import ArtifactRoad, NetworkRoad, Road
 from calseg_cli.stages.run_folder import find_network, run_folder, short_name
 
@@ -117,7 +117,7 @@ def calibrate(
     config = resolved.config
     _check_options(resolved, checkpoint, logits)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    with memory_errors(OUT_OF_MEMORY):
+    with memory_errors(lambda: inference_advice(resolved)):
         origin = (
             _from_network(resolved, checkpoint, progress)
             if logits is None

@@ -16,7 +16,6 @@ from calseg_cli.data.loader import TrainStream
 from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.batch_statistics import too_small_for_batch_norm
 from calseg_cli.engine.forward import upsample_logits
-from calseg_cli.engine.infer import Views
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
@@ -26,7 +25,7 @@ from calseg_cli.methods.temperature_learning import Learning
 from calseg_cli.methods.temperature_network import TemperatureNetwork, calibrated
 from calseg_cli.stages.domains import DomainData, open_domain
 from calseg_cli.stages.networks import LoadedNetwork
-from calseg_cli.stages.roads import NetworkRoad
+from calseg_cli.stages.roads import NetworkRoad, views_of
 from calseg_cli.stages.training import augmentation
 
 CELLS = "cells of images mixed of both domains, at the network's input size"
@@ -117,7 +116,7 @@ class FrozenFit:
             strong=section.strong,
             statistics=config.calibrate.statistics,
             augmentation=StrongAugmentation(**config.adapt.self_training.strong.model_dump()),
-            views=Views(tuple(config.predict.scales), config.predict.flip),
+            views=views_of(config.predict),
             dtype=config.predict.logits_dtype,
         )
         return FrozenDACal(self.loaded.network, options, seed=config.seed)

@@ -24,7 +24,7 @@ from calseg_cli.metrics.pixels import finite_pixels
 from calseg_cli.report.wording import number, percent
 from calseg_cli.stages.changed_labels import ChangedLabels, changed_labels
 from calseg_cli.stages.corrections import load_correction, write_correction
-from calseg_cli.stages.predict import OUT_OF_MEMORY
+from calseg_cli.stages.memory_advice import inference_advice
 from calseg_cli.stages.prototype_input import Asked, Counted, Input, Mask, find_input, other_way, read_mask
 from calseg_cli.stages.prototype_prior import Shift, SourcePrototypes, read_prior, read_stand_ins
 from calseg_cli.stages.run_folder import RunFolder, run_folder
@@ -127,7 +127,7 @@ def calibrate_prototypes(
     options = options_of(section)
     seed_everything(resolved.config.seed, deterministic=resolved.config.deterministic, threads=resolved.config.threads)
     given = find_input(resolved, asked, progress)
-    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY), given.open():
+    with stop_on_signals() as stop, memory_errors(lambda: inference_advice(resolved)), given.open():
         target = out or prototypes_folder(run_folder(resolved)) / f"{given.stem}.h5"
         stand_ins = None if source is None else read_stand_ins(source, given.class_names)
         prior = None if section.prior_from is None else read_prior(section.prior_from, given, options)
@@ -171,7 +171,7 @@ def report_changed(
     with open_artifact(prototypes, "prototypes") as artifact:
         check_classes(artifact, given.class_names)
         differs = other_way(artifact.meta["protocol"], given.protocol)
-    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY), given.open():
+    with stop_on_signals() as stop, memory_errors(lambda: inference_advice(resolved)), given.open():
         progress.note(f"{given.told}, {len(given.ids)} images")
         if differs is not None:
             progress.note(f"warning: the prototypes are of logits that were made differently: {differs}")

@@ -15,7 +15,7 @@ from calseg_cli.artifacts.geometry import Geometry
 from calseg_cli.config import Predict
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import evaluation_samples, image_tensor
-from calseg_cli.engine.infer import Prediction, Sample, Views, predict
+from calseg_cli.engine.infer import Prediction, Sample, predict
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import disk_errors
 from calseg_cli.methods.pseudocal import mixed, mixed_label, mixing_pairs
@@ -24,7 +24,7 @@ from calseg_cli.metrics.counting import decide_image
 from calseg_cli.metrics.grid import Grid
 from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.networks import LoadedNetwork
-from calseg_cli.stages.roads import Road
+from calseg_cli.stages.roads import Road, views_of
 
 Label = NDArray[np.uint8]
 
@@ -158,7 +158,8 @@ class Mixer:
             self.loaded.network,
             samples,
             device=self.device,
-            views=Views(tuple(self.options.scales), self.options.flip),
+            views=views_of(self.options),
+            amp=self.options.amp,
             dtype=self.options.logits_dtype,
         )
 

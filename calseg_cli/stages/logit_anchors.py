@@ -73,5 +73,5 @@ def _check_raw(path: Path, protocol: dict[str, Any]) -> None:
     if protocol.get("values", "logits") != "logits" or protocol.get("corrected_by"):
         raise ArtifactError(
             f"{path} counts logits that were averaged over views or corrected, which is not what a network learns",
-            "count a network's own: without predict.scales, predict.flip, prototypes and calibrator",
+            "count a network's own: without predict.scales, flip and window, prototypes and calibrator",
         )

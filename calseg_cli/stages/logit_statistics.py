@@ -29,8 +29,8 @@ from calseg_cli.report.wording import number
 from calseg_cli.stages.cells import cell_labels
 from calseg_cli.stages.chain import check_configured_classes
 from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.memory_advice import inference_advice
 from calseg_cli.stages.networks import load_network
-from calseg_cli.stages.predict import OUT_OF_MEMORY
 from calseg_cli.stages.roads import ArtifactRoad, NetworkRoad, Road, classes_table
 from calseg_cli.stages.run_folder import find_network, run_folder, short_name
 
@@ -117,7 +117,7 @@ def logit_statistics(
         raise ConfigError("--logits excludes --checkpoint", "give the one whose logits count")
     config = resolved.config
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    with memory_errors(OUT_OF_MEMORY):
+    with memory_errors(lambda: inference_advice(resolved)):
         origin = _from_artifact(resolved, logits, progress) if logits else _from_network(resolved, checkpoint)
         target = out or run_folder(resolved).root / FOLDER / f"{origin.name}.h5"
         _check_target(target, origin.road, force=force)

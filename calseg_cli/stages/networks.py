@@ -10,6 +10,8 @@ from calseg_cli.artifacts.provenance import file_digest
 from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import Layout
 from calseg_cli.engine.checkpoint import Checkpoint, read_checkpoint
+from calseg_cli.engine.compiling import compile_network
+from calseg_cli.engine.device import memory_errors
 from calseg_cli.errors import ArtifactError
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network
@@ -60,7 +62,10 @@ def load_network(path: Path, device: torch.device, resolved: Resolved) -> Loaded
             f"{path}: its weights do not fit the network {described['name']!r}: {str(error).splitlines()[-1].strip()}",
             "was network.options or the plug-in's code changed since?",
         ) from error
-    return LoadedNetwork(network.to(device).eval(), checkpoint, file_digest(path))
+    with memory_errors("the network alone is too large for what is left: does another process use the device?"):
+        network.to(device)
+    compile_network(network, wanted=resolved.config.compile)
+    return LoadedNetwork(network.eval(), checkpoint, file_digest(path))
 
 
 def check_classes(checkpoint: Checkpoint, resolved: Resolved) -> None:

@@ -20,7 +20,7 @@ from calseg_cli.errors import ConfigError
 from calseg_cli.methods.online_prototypes import Mode, OnlinePrototypes
 from calseg_cli.stages.calibrate_prototypes import check_section, check_target, options_of, prototypes_folder
 from calseg_cli.stages.chain import recipe
-from calseg_cli.stages.predict import OUT_OF_MEMORY
+from calseg_cli.stages.memory_advice import inference_advice
 from calseg_cli.stages.prototype_input import Asked, Input, Mask, find_input, read_mask
 from calseg_cli.stages.roads import classes_table
 from calseg_cli.stages.run_folder import run_folder
@@ -64,7 +64,7 @@ def correct_online(
     mode = cast("Mode", section.online)
     online = OnlinePrototypes(len(given.class_names), options_of(section), mode, section.forget)
     target = out or prototypes_folder(run_folder(resolved)) / f"{given.stem}-{section.online}.h5"
-    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY), given.open():
+    with stop_on_signals() as stop, memory_errors(lambda: inference_advice(resolved)), given.open():
         check_target(target, given, force=force)
         progress.note(f"{given.told}, {len(given.ids)} images, in this order")
         writer = ArtifactWriter(

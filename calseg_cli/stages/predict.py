@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from calseg_cli.artifacts.disk import free_bytes
 from calseg_cli.artifacts.provenance import beside, file_digest, provenance
 from calseg_cli.artifacts.reader import Artifact, open_artifact
@@ -25,13 +23,13 @@ from calseg_cli.errors import DataError
 from calseg_cli.stages.chain import recipe
 from calseg_cli.stages.corrections import Loaded, corrected
 from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.memory_advice import inference_advice, input_size
 from calseg_cli.stages.networks import LoadedNetwork, load_network
 from calseg_cli.stages.pictures import draw_predictions
-from calseg_cli.stages.roads import NetworkRoad, classes_table
+from calseg_cli.stages.roads import NetworkRoad, classes_table, window_options
 from calseg_cli.stages.run_folder import find_network, run_folder, short_name
 from calseg_cli.stages.sharding import ShardedWork, find_shard
 
-OUT_OF_MEMORY = "set a smaller size for the domain, or fewer predict.scales"
 GO_ON = "the same command with --resume goes on from there"
 _BYTES = {"float16": 2, "float32": 4}
 
@@ -89,11 +87,9 @@ class PreparedPrediction:
 
     def plan(self) -> Plan:
         """What would be done, without doing it."""
-        partial = self.target.with_name(self.target.name + PARTIAL)
-        state = "exists" if self.target.exists() else "unfinished" if partial.exists() else "new"
         return Plan(
             self.target,
-            state,
+            state_of(self.target),
             len(self.dataset),
             len(self.road.class_names),
             self.raw_bytes(),
@@ -102,10 +98,14 @@ class PreparedPrediction:
 
     def raw_bytes(self) -> int:
         """The logits' size before packing, from the first image's size where the images keep their own."""
-        height, width = self.dataset.size or _image_size(self.dataset.items[0].image)
+        height, width = input_size(self.dataset)
         grid = -(-height // self.stride) * -(-width // self.stride)
         stored = "float32" if self.corrected else self.options.logits_dtype
         return len(self.dataset) * len(self.road.class_names) * grid * _BYTES[stored]
+
+    def advice(self) -> str:
+        """What to change where memory does not suffice."""
+        return inference_advice(self.resolved, self.options.domain, input_size(self.dataset))
 
     def meta(self) -> dict[str, Any]:
         """The tables of the artifact."""
@@ -116,6 +116,9 @@ class PreparedPrediction:
             "scales": list(self.options.scales),
             "flip": self.options.flip,
             "logits_dtype": self.options.logits_dtype,
+            **window_options(self.options),
+            **({"amp": self.options.amp} if self.options.amp != "off" else {}),
+            **({"compile": True} if config.compile else {}),
         }
         return {
             "classes": classes_table(road.class_names, road.palette, IGNORE),
@@ -131,6 +134,13 @@ class PreparedPrediction:
             ),
             "config": self.resolved.to_dict(),
         }
+
+
+def state_of(artifact: Path) -> str:
+    """Whether an artifact exists, is unfinished, or new."""
+    if artifact.exists():
+        return "exists"
+    return "unfinished" if artifact.with_name(artifact.name + PARTIAL).exists() else "new"
 
 
 def plan_prediction(
@@ -163,7 +173,7 @@ def predict(
     """
     ranks = find_shard(shard)
     work = PreparedPrediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out)
-    with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+    with stop_on_signals() as stop, memory_errors(work.advice):
         if ranks is None:
             artifact = _write_one(work, resume=resume, force=force, progress=progress, stop=stop)
         else:
@@ -283,11 +293,3 @@ def _given_images(layout: Layout, path: Path) -> list[Item]:
     if not path.is_dir():
         raise DataError(f"there is no image or folder {path}", "name an image file or a folder that holds images")
     return find_items(layout, path, "test", with_labels=False)
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image", "copy it again or take it out") from error

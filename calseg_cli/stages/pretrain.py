@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from calseg_cli.config import Pretrain, Resolved
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream, evaluation_samples
+from calseg_cli.engine.compiling import compile_network
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.distributed import Ranks, process_group
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
 from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
 from calseg_cli.engine.progress import Progress, Silent
@@ -32,7 +34,10 @@ from calseg_cli.networks.build import build_network
 from calseg_cli.stages.class_weights import class_weights
 from calseg_cli.stages.domains import open_domain, source_classes
 from calseg_cli.stages.measuring import measure
+from calseg_cli.stages.memory_advice import inference_advice, input_size, training_advice
 from calseg_cli.stages.networks import LoadedNetwork, load_network, network_facts
+from calseg_cli.stages.probe import Estimate, Probe, Work
+from calseg_cli.stages.roads import views_of
 from calseg_cli.stages.run_folder import (
     LOG,
     NETWORK,
@@ -47,8 +52,6 @@ from calseg_cli.stages.run_folder import (
 from calseg_cli.stages.tally_file import write_tally
 from calseg_cli.stages.training import StageFolder, augmentation, run_loop
 
-OUT_OF_MEMORY = "lower --batch-size (and raise --accumulate), set a smaller source.size or crop, or --amp bf16"
-
 START = "start"
 """The role among a network's parents of the one whose weights it started from. Not "checkpoint": by that an adapted
 network names the one whose value net it may use."""
@@ -60,6 +63,7 @@ _MAY_CHANGE = (
     "pretrain.validate_every",
     "pretrain.checkpoint_every",
     "pretrain.keep",
+    "pretrain.grad_checkpoint",
     "adapt.",
 )
 
@@ -90,8 +94,19 @@ def pretrain(resolved: Resolved, *, resume: bool, force: bool, progress: Progres
     return trained
 
 
-def _pretrain(resolved: Resolved, ranks: Ranks, *, resume: bool, force: bool, progress: Progress) -> Trained | None:
-    """What the main process finished; None in the others."""
+def plan_pretraining(resolved: Resolved, *, resume: bool, progress: Progress) -> Estimate:
+    """What `pretrain` would do and take, from a few of its steps in memory; writes nothing."""
+    refuse_torchrun("--dry-run")
+    probe = Probe(resolved, progress, resume=resume)
+    _pretrain(resolved, ALONE, resume=False, force=False, progress=probe, probe=probe)
+    assert probe.estimate is not None
+    return probe.estimate
+
+
+def _pretrain(
+    resolved: Resolved, ranks: Ranks, *, resume: bool, force: bool, progress: Progress, probe: Probe | None = None
+) -> Trained | None:
+    """What the main process finished; None in the others, and where a `probe` only tries it."""
     config, options = resolved.config, resolved.config.pretrain
     slots = ranks.slots(options.batch_size, "pretrain.batch_size")
     folder = run_folder(resolved).pretrain
@@ -106,6 +121,7 @@ def _pretrain(resolved: Resolved, ranks: Ranks, *, resume: bool, force: bool, pr
     network = start.network if start is not None else _new_network(resolved, len(layout.class_names))
     if options.sync_batch_norm:
         share_batch_norm(network, ranks)
+    compile_network(network, wanted=config.compile)
     method = Source(
         network,
         class_weights=class_weights(options.class_weights, training, "pretrain.class_weights"),
@@ -142,7 +158,12 @@ def _pretrain(resolved: Resolved, ranks: Ranks, *, resume: bool, force: bool, pr
         may_change=_MAY_CHANGE,
     )
     writer = sole_writer(folder) if ranks.is_main else nullcontext()
-    with writer, stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
+    advice = partial(training_advice, resolved, "pretrain", world=ranks.world)
+    if probe is not None:
+        with memory_errors(lambda: advice(input_size(training))):
+            _try(probe, stage, method, stream, device, validation)
+        return None
+    with writer, stop_on_signals() as stop, memory_errors(lambda: advice(input_size(training))):
         if ranks.share(ranks.is_main and _is_finished(stage, progress, resume=resume, force=force)):
             return _finished(folder) if ranks.is_main else None
         run_loop(
@@ -162,6 +183,36 @@ def _pretrain(resolved: Resolved, ranks: Ranks, *, resume: bool, force: bool, pr
             return None
         release(folder)
     return _finished(folder)
+
+
+def _try(
+    probe: Probe,
+    stage: StageFolder,
+    method: Source,
+    stream: TrainStream,
+    device: torch.device,
+    validation: SegmentationDataset | None,
+) -> None:
+    """A few steps, and a few looks at images for validation; the estimate is the probe's."""
+    options = probe.resolved.config.pretrain
+    loop = partial(run_loop, resume=False, device=device, validate=None, keep_all=False, progress=probe)
+    probe.run(stage, device, lambda folder: loop(folder, method, stream, plan(options), stop=probe.stop))
+    times = (options.steps - 1) // options.validate_every + 1 if options.validate_every else 1
+    images = 0 if validation is None else len(validation)
+    if validation is not None:
+        probe.look(method.network, validation, labelled=True)
+    kept = times if options.keep == "all" else 0
+    work = Work(
+        images=len(stream.source or ()),
+        classes=len(stage.facts["classes"]["names"]),
+        batch=options.batch_size * options.accumulate,
+        steps=options.steps,
+        looks=times * images,
+        networks=1 + kept,
+        counts=kept if images else 0,
+        counted=images,
+    )
+    probe.conclude(work, method.deployed())
 
 
 def _is_finished(stage: StageFolder, progress: Progress, *, resume: bool, force: bool) -> bool:
@@ -230,6 +281,7 @@ def plan(options: Pretrain) -> Plan:
         accumulate=options.accumulate,
         amp=options.amp,
         channels_last=options.channels_last,
+        grad_checkpoint=options.grad_checkpoint,
         log_every=options.log_every,
         validate_every=options.validate_every,
         checkpoint_every=options.checkpoint_every,
@@ -277,9 +329,11 @@ def _validator(
             network,  # type: ignore[arg-type]
             evaluation_samples(dataset, resolved.config.workers, places),
             device=device,
+            views=views_of(resolved.config.predict, plain=True),
             dtype=resolved.config.predict.logits_dtype,
         )
-        own = measure(predictions, len(places), dataset.num_classes, edges=options.edges, progress=progress)
+        with memory_errors(lambda: inference_advice(resolved, "source", input_size(dataset))):
+            own = measure(predictions, len(places), dataset.num_classes, edges=options.edges, progress=progress)
         tally = merge(ranks.gather(own))
         scores = read_scores(tally, bins=options.bins, class_names=dataset.layout.class_names)
         if resolved.config.pretrain.keep == "all" and ranks.is_main:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calseg_cli.artifacts.disk import free_bytes
 from calseg_cli.artifacts.geometry import Geometry
 from calseg_cli.artifacts.lineage import stale_note
 from calseg_cli.artifacts.provenance import beside, provenance
@@ -30,6 +31,7 @@ from calseg_cli.report.wording import number, percent
 from calseg_cli.stages.chain import check_configured_classes, recipe
 from calseg_cli.stages.corrections import Loaded, check_fit, correct, told, warn_of_another_network
 from calseg_cli.stages.label_grid import label_grid
+from calseg_cli.stages.predict import Plan, state_of
 from calseg_cli.stages.pseudo_pictures import draw_pseudo_labels
 from calseg_cli.stages.roads import network_of
 from calseg_cli.stages.run_folder import RunFolder, run_folder
@@ -124,17 +126,10 @@ def pseudo_label(
     """
     config, options = resolved.config, resolved.config.pseudo_label
     _check_options(resolved)
-    run = run_folder(resolved)
-    source = logits or newest_logits(run, progress)
+    source = logits or newest_logits(run_folder(resolved), progress)
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     with stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY), open_artifact(source, "logits") as parent:
-        _check_classes(parent, resolved)
-        _check_corrections(corrections, parent)
-        if (stale := stale_note(parent)) is not None:
-            progress.note(stale)
-        target = out or run.predict / f"{_stem(source)}{''.join(one.suffix for one in corrections)}-pseudo.h5"
-        if target.absolute() == source.absolute():
-            raise ArtifactError(f"{target} holds the logits themselves", "give the labels another name with --out")
+        target = _checked_target(resolved, corrections, parent, source, out, progress)
         progress.note(f"logits {source}, {len(parent)} images")
         writer = ArtifactWriter(
             target,
@@ -143,7 +138,7 @@ def pseudo_label(
             ids=parent.ids,
             force=force,
             resume=resume,
-            estimate=int(sum(height * width for height, width in _sizes(parent)) * _BYTES[options.keep_confidence]),
+            estimate=_raw_bytes(parent, options),
         )
         with writer:
             if writer.finished:
@@ -155,6 +150,46 @@ def pseudo_label(
             if options.png:
                 pictures = draw_pseudo_labels(written, resolved, resume=resume, progress=progress, stop=stop)
             return _result(written, pictures, options)
+
+
+def plan_pseudo_labels(
+    resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
+    *,
+    logits: Path | None,
+    out: Path | None,
+    progress: Progress,
+) -> Plan:
+    """What `pseudo_label` would do; opens everything, writes nothing."""
+    _check_options(resolved)
+    source = logits or newest_logits(run_folder(resolved), progress)
+    with open_artifact(source, "logits") as parent:
+        target = _checked_target(resolved, corrections, parent, source, out, progress)
+        size = _raw_bytes(parent, resolved.config.pseudo_label)
+        return Plan(target, state_of(target), len(parent), len(parent.class_names), size, free_bytes(target.parent))
+
+
+def _checked_target(
+    resolved: Resolved,
+    corrections: Sequence[Loaded],
+    parent: Artifact,
+    source: Path,
+    out: Path | None,
+    progress: Progress,
+) -> Path:
+    _check_classes(parent, resolved)
+    _check_corrections(corrections, parent)
+    if (stale := stale_note(parent)) is not None:
+        progress.note(stale)
+    suffix = "".join(one.suffix for one in corrections)
+    target = out or run_folder(resolved).predict / f"{_stem(source)}{suffix}-pseudo.h5"
+    if target.absolute() == source.absolute():
+        raise ArtifactError(f"{target} holds the logits themselves", "give the labels another name with --out")
+    return target
+
+
+def _raw_bytes(parent: Artifact, options: PseudoLabel) -> int:
+    return int(sum(height * width for height, width in _sizes(parent)) * _BYTES[options.keep_confidence])
 
 
 class _Work:

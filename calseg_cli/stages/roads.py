@@ -13,6 +13,7 @@ from calseg_cli.config import Predict
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import evaluation_samples
 from calseg_cli.engine.infer import Prediction, Views, predict
+from calseg_cli.engine.windows import Windows
 from calseg_cli.errors import ArtifactError, DataError
 from calseg_cli.stages.networks import LoadedNetwork
 
@@ -42,13 +43,14 @@ class NetworkRoad:
         options: Predict,
         *,
         device: torch.device,
-        amp: str = "off",
         workers: int = 0,
     ) -> None:
         self.class_names, self.palette = loaded.class_names, loaded.palette
         self.dataset, self._network, self._device = dataset, loaded.network, device
-        self._views = Views(tuple(options.scales), options.flip)
-        self._options, self._workers, self._amp = options, workers, amp
+        self._views = views_of(options)
+        if self._views.windows is not None:
+            self._views.windows.check(loaded.network)
+        self._options, self._workers = options, workers
         self.parents = {"checkpoint": loaded.digest}
         self.files = {"checkpoint": loaded.checkpoint.path}
         self.network_digest: str | None = loaded.digest
@@ -61,7 +63,7 @@ class NetworkRoad:
             "stored_as": options.logits_dtype,
             "scales": list(self._views.scales),
             "flip": self._views.flip,
-            "amp": amp,
+            "amp": options.amp,
             "temperature": None,
             "network": str(loaded.checkpoint.facts.get("stage", "unknown")),
             "weights": "student",
@@ -77,8 +79,21 @@ class NetworkRoad:
             device=self._device,
             views=self._views,
             dtype=self._options.logits_dtype,
-            amp=self._amp,
+            amp=self._options.amp,
         )
+
+
+def views_of(options: Predict, *, plain: bool = False) -> Views:
+    """How images are looked at; `plain` for one view as they are, by windows where these are asked for."""
+    windows = None if options.window is None else Windows(options.window, options.window_overlap)
+    return Views(windows=windows) if plain else Views(tuple(options.scales), options.flip, windows)
+
+
+def window_options(options: Predict) -> dict[str, Any]:
+    """What a recipe says of windows: nothing where images are seen whole."""
+    if options.window is None:
+        return {}
+    return {"window": list(options.window), "window_overlap": options.window_overlap}
 
 
 class ArtifactRoad:

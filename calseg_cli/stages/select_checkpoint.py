@@ -18,7 +18,7 @@ from calseg_cli.metrics.calibration import Convention
 from calseg_cli.metrics.intervals import check_resamples
 from calseg_cli.report.checkpoint_figure import checkpoint_figure
 from calseg_cli.report.drawing import save_png
-from calseg_cli.stages.predict import OUT_OF_MEMORY
+from calseg_cli.stages.memory_advice import inference_advice
 from calseg_cli.stages.roads import classes_table
 from calseg_cli.stages.run_folder import NETWORK, RunFolder, claim, release, run_folder, sole_writer
 from calseg_cli.stages.select_checkpoint_candidates import find_folder
@@ -53,7 +53,7 @@ def select_checkpoint(
     folder = find_folder(run, checkpoints)
     target = out or default_target(run, folder, oracle=config.select.oracle)
     _check_target(target, folder)
-    with sole_writer(target), memory_errors(OUT_OF_MEMORY):
+    with sole_writer(target), memory_errors(lambda: inference_advice(resolved)):
         finished = (target / NETWORK).exists() and not force and claim(target, resume=resume, force=False)
         election = Election(resolved, run, folder, target, start, progress)
         if finished:

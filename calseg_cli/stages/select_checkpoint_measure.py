@@ -26,6 +26,7 @@ from calseg_cli.metrics.tally import Tally
 from calseg_cli.networks.network import Network
 from calseg_cli.stages.measuring import measure
 from calseg_cli.stages.networks import load_network
+from calseg_cli.stages.roads import views_of
 from calseg_cli.stages.select_checkpoint_candidates import Candidate
 from calseg_cli.stages.tally_file import read_tally
 
@@ -91,10 +92,11 @@ class Bench:
         return load_network(candidate.path, self.device, self.resolved).network
 
     def predictions(self, network: Network) -> Iterator[Prediction]:
-        """Its plain answers, as pretrain's own validation measures them."""
+        """Its plain answers, as pretrain's own validation measures them; whole where a value net reads features."""
         config = self.resolved.config
+        views = views_of(config.predict, plain=True) if self.value_net is None else None
         samples = evaluation_samples(self.open_data(), config.workers)
-        return predict(network, samples, device=self.device, dtype=config.predict.logits_dtype)
+        return predict(network, samples, device=self.device, views=views, dtype=config.predict.logits_dtype)
 
 
 def with_labels(
@@ -197,8 +199,9 @@ def _changed_settings(before: Mapping[str, Any], resolved: Resolved) -> str | No
         for name in sorted({*old, *new}):
             if old.get(name) != new.get(name):
                 return f"source.{name}"
-    same = before.get("predict", {}).get("logits_dtype") == now["predict"]["logits_dtype"]
-    return None if same else "predict.logits_dtype"
+    old, new = before.get("predict", {}), now["predict"]
+    decide = ["logits_dtype", "window", *(["window_overlap"] if new["window"] else [])]
+    return next((f"predict.{name}" for name in decide if old.get(name) != new[name]), None)
 
 
 def _agrees(tally: Tally, candidate: Candidate, resolved: Resolved) -> bool:

@@ -28,6 +28,7 @@ from calseg_cli.metrics.tally import Tally, merge, tally_image
 from calseg_cli.stages.domains import DomainData, evaluation_subset
 from calseg_cli.stages.label_grid import label_grid
 from calseg_cli.stages.measuring import measure
+from calseg_cli.stages.roads import views_of
 from calseg_cli.stages.target_training import Setting, remeasure
 
 STAMP = "ORACLE.txt"
@@ -120,6 +121,7 @@ class OracleCurves:
             network,  # type: ignore[arg-type]
             self._samples(),
             device=self.setting.device,
+            views=views_of(config.predict, plain=True),
             dtype=config.predict.logits_dtype,
         )
         images = self.labelled.images
