@@ -25,7 +25,8 @@ from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.progress import Silent
 from calseg_cli.engine.train import Hooks, Plan, State, train
 from calseg_cli.methods.dacal import build_dacal
-from calseg_cli.methods.self_training import Frame, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin, View
 from calseg_cli.methods.temperature import find_temperature, sums_at

@@ -39,7 +39,8 @@ from calseg_cli.methods.blda import BLDA, BLDAOptions
 from calseg_cli.methods.calsfda import CalSFDA
 from calseg_cli.methods.cbst import CBST
 from calseg_cli.methods.dacal import build_dacal
-from calseg_cli.methods.self_training import Frame, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network

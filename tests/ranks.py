@@ -92,6 +92,8 @@ def _ended(child: int, end: float) -> int:
         if pid:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
+    os.kill(child, signal.SIGABRT)  # pytest's fault handler tells where it hangs
+    time.sleep(1)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return KILLED

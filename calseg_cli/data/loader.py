@@ -1,9 +1,10 @@
 """Owns batches: the endless stream to train on, one sweep over all images, and images one by one to measure on."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -146,17 +147,35 @@ class TrainStream:
 
 
 def sweep(
-    dataset: SegmentationDataset, batch_size: int, *, workers: int = 0, shuffle_seed: int | None = None
+    dataset: SegmentationDataset,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    shuffle_seed: int | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Every image once, unchanged, as `target_images`; sorted, or in the order that `shuffle_seed` gives.
 
-    The last batch may be smaller. Images of another size than those before them begin a new batch.
+    The last batch may be smaller. Images of another size than those before them begin a new batch. With a `share` (k,
+    n) only every n-th batch from the k-th on: what processes do that look at whole batches each.
     """
     order = range(len(dataset)) if shuffle_seed is None else _permutation(shuffle_seed, _TARGET, 0, len(dataset))
     keys = [int(index) for index in order]
+    first, every = share
+    if dataset.size is None:  # only the images tell which of them may stand together
+        images = read_ahead(partial(_bare_image, dataset), keys, workers)
+        yield from islice(_grouped(images, batch_size), first, None, every)
+        return
+    own = [keys[place : place + batch_size] for place in range(0, len(keys), batch_size)][first::every]
+    images = read_ahead(partial(_bare_image, dataset), [key for group in own for key in group], workers)
+    for batch in _grouped(images, batch_size):
+        yield replace(batch, step=first + batch.step * every)
+
+
+def _grouped(images: Iterable[tuple[str, Tensor]], batch_size: int) -> Iterator[Batch]:
     step = 0
     group: list[tuple[str, Tensor]] = []
-    for name, image in read_ahead(partial(_bare_image, dataset), keys, workers):
+    for name, image in images:
         if group and (len(group) == batch_size or group[0][1].shape != image.shape):
             yield _target_batch(step, group)
             step, group = step + 1, []

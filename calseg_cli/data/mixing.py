@@ -10,7 +10,7 @@ from calseg_cli.data.layout import IGNORE
 _BOX_DRAWS = 3
 
 
-def class_mix_masks(labels: Tensor, generator: torch.Generator) -> Tensor:
+def class_mix_masks(labels: Tensor, generator: torch.Generator, first: int = 0) -> Tensor:
     """Masks (B,1,H,W) bool of the pixels to paste from images with these `labels` (B,H,W), on the labels' device.
 
     Of the n classes that an image shows, ceil(n/2) are drawn and all their pixels are True. Olsson et al. 2021
@@ -19,12 +19,15 @@ def class_mix_masks(labels: Tensor, generator: torch.Generator) -> Tensor:
     area takes its place, with a random ratio of its sides, as French et al. 2020 draw it (CutMix for segmentation).
 
     A pixel of the label 255 is never True. `generator` is on the CPU. Every image takes the same number of draws,
-    so that a mask depends on the generator, on its own label and on its place in the batch alone.
+    so that a mask depends on the generator, on its own label and on its place in the batch alone. The first image's
+    place is `first`, where these are a part of a batch.
 
     >>> labels = torch.tensor([[[0, 1, 1, 255]]])
     >>> class_mix_masks(labels, torch.Generator().manual_seed(0)).int().tolist()
     [[[[0, 1, 1, 0]]]]
     """
+    for _ in range(first):
+        _draws(generator)
     return torch.stack([_class_mix_mask(label, _draws(generator)) for label in labels])[:, None]
 
 

@@ -44,13 +44,15 @@ class StrongAugmentation:
                 f"strong augmentation: blur_sigma {list(self.blur_sigma)} is not a range from 0", "write [low, high]"
             )
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, first: int = 0) -> Tensor:
         """The changed images (B,3,H,W) in [0,1], on their device; the ones that nothing happens to bit for bit.
 
         `generator` is on the CPU. Every image takes the same number of draws whatever the settings, so that
-        switching one off leaves the others as they were, and no image depends on those it shares the batch with.
+        switching one off leaves the others as they were, and no image depends on those it shares the batch with. The
+        first image's place is `first`, where these are a part of a batch.
         """
-        draws = [torch.rand(_DRAWS, generator=generator, dtype=torch.float64).tolist() for _ in images]
+        count = first + len(images)
+        draws = [torch.rand(_DRAWS, generator=generator, dtype=torch.float64).tolist() for _ in range(count)][first:]
         return torch.stack([self._changed(image, drawn) for image, drawn in zip(images, draws, strict=True)])
 
     def _changed(self, image: Tensor, draws: Sequence[float]) -> Tensor:

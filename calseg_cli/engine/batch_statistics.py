@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from calseg_cli.engine.distributed import Ranks
 from calseg_cli.errors import DataError
 
 
@@ -121,6 +122,11 @@ class PooledStatistics(nn.Module):
         self.get_buffer(f"count_{number}").add_(values.shape[1])
         self.get_buffer(f"sum_{number}").add_(values.sum(dim=1))
         self.get_buffer(f"squares_{number}").add_(values.square().sum(dim=1))
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Let the sums be those of all processes, each of which saw other batches."""
+        for buffer in self.buffers():
+            buffer.copy_(ranks.total(buffer))
 
     def pooled(self, number: int) -> tuple[Tensor, Tensor]:
         """Mean and unbiased variance (F,) in float64 of all that entered layer `number`."""

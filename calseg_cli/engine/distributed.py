@@ -6,11 +6,12 @@ ends the wait of all others; the store that torchrun keeps then says who tells o
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,9 @@ PATIENCE = timedelta(minutes=30)
 _TO_SPEAK = timedelta(seconds=10)  # for another process to tell of the end
 _BUCKET = 2**23  # numbers that travel at once
 _STEP = 7  # what a random stream is for
-_ARRIVED, _ENDED, _CODE, _TOLD = "arrived", "ended", "code", "told"
+_ARRIVED, _ENDED, _CODE, _TOLD, _DONE = "arrived", "ended", "code", "told", "done"
+_POLL = 0.02  # seconds
+_WORKS = count()  # what the main process did alone, in every process the same number
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,46 @@ class Ranks:
             parts = torch.split(summed / self.world if mean else summed, [gradient.numel() for gradient in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view(gradient.shape))
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """All processes' tensors (B,...) of one shape, by rank one after another, without a gradient; the same bits.
+
+        The tensor itself where there is but one process.
+        """
+        if self.world == 1:
+            return tensor
+        # gloo knows no truth values
+        sent = (tensor.byte() if tensor.dtype == torch.bool else tensor).detach().contiguous()
+        found = [torch.empty_like(sent) for _ in range(self.world)]
+        with _talk():
+            dist.all_gather(found, sent)
+        return torch.cat(found).to(tensor.dtype)
+
+    def first(self, count: int) -> int:
+        """The place of this process's first image in a batch of which each has `count`."""
+        return self.rank * count
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This process's share (B,...) of what `whole` gives."""
+        return whole if self.world == 1 else whole.chunk(self.world)[self.rank]
+
+    def main_does(self, work: Callable[[], T]) -> T | None:
+        """What `work` gives in the main process, None in the others, which wait for it however long it takes.
+
+        Raises StoppedError where the main process ended in it.
+        """
+        if self.world == 1:
+            return work()
+        done = f"{_DONE}/{next(_WORKS)}"
+        if self.is_main:
+            found = work()
+            _store().set(done, "1")
+            return found
+        while not _store().check([done]):
+            if _store().check([_CODE]):
+                raise _gone()
+            time.sleep(_POLL)
+        return None
 
     def share(self, value: T) -> T:
         """What the main process holds, in all of them; what the others give is not looked at."""
@@ -205,14 +248,15 @@ def refuse_torchrun(what: str) -> None:
         )
 
 
-def takes_the_word(code: int) -> tuple[bool, int]:
+def takes_the_word(code: int, *, waits: bool = False) -> tuple[bool, int]:
     """Of processes that end with an error, whether this one tells of it; and the exit code of all, the first one's.
 
-    The others wait until it was told, so that their own end does not cut the speaker short.
+    The others wait until it was told, so that their own end does not cut the speaker short. One that `waits` leaves it
+    to another that has something to say before.
     """
     try:
         store = _store()
-        if store.add(_ENDED, 1) == 1:
+        if not waits and store.add(_ENDED, 1) == 1:
             store.set(_CODE, str(code))
             return True, code
         store.wait([_CODE, _TOLD], _TO_SPEAK)
@@ -270,7 +314,7 @@ def _arrive(world: int) -> None:
     while store.add(_ARRIVED, 0) < world:
         if store.check([_CODE]) or time.monotonic() > until:
             raise _gone()
-        time.sleep(0.02)
+        time.sleep(_POLL)
 
 
 @contextmanager
@@ -284,7 +328,7 @@ def _talk() -> Iterator[None]:
 
 def _gone() -> StoppedError:
     return StoppedError(
-        "another process of this training was killed or does not answer",
+        "another process of this command was killed or does not answer",
         "the same command with --resume goes on from the last saved state, if there is one",
     )
 

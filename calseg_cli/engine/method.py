@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from calseg_cli.data.loader import Batch
+from calseg_cli.engine.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,16 @@ class Method(nn.Module):
     """True for a method that looks once at every target image, unaugmented, in place of a number of random steps."""
     remeasures: ClassVar[bool] = False
     """True where the running statistics of what is deployed are measured again over all target images at the end."""
+    ranks: Ranks = ALONE
+    """The processes that share every batch: terms are this one's part of the whole batch's, and gradients add up."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    def work_with(self, ranks: Ranks) -> None:
+        """Share every batch with these processes; its network's batch norm must do so already."""
+        self.ranks = ranks
 
     def before_step(self, batch: Batch, step: int) -> None:
         """An outer optimiser of the paper's own may act here; the loop does not look."""
@@ -49,6 +56,9 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Teachers move and running statistics are updated here, after the optimiser."""
+
+    def end_of_sweep(self) -> None:
+        """Every image was shown, each process its part of them: what was counted is to be added up here."""
 
     def report(self) -> dict[str, float]:
         """What the log should tell of the last step beside its terms; looked at only when a step is logged."""

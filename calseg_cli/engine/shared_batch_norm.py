@@ -3,20 +3,22 @@
 Written out because torch's SyncBatchNorm knows no CPU. What is calculated is the same.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from calseg_cli.engine.distributed import Ranks
+from calseg_cli.engine.distributed import ALONE, Ranks
 
 
 class SharedBatchNorm(_BatchNorm):
     """A batch-norm layer of any dimension whose training statistics are summed over the processes, in float32.
 
     (B,F) or (B,F,...) in, the same out. Its parameters and buffers are those of the layer whose place it takes, name by
-    name. In evaluation mode it is that layer.
+    name. In evaluation mode it is that layer, and within `apart`.
     """
 
     def __init__(self, layer: _BatchNorm, ranks: Ranks) -> None:
@@ -27,7 +29,7 @@ class SharedBatchNorm(_BatchNorm):
 
     def forward(self, entering: Tensor) -> Tensor:
         """Normalise. Every process must be in the same mode and have at least one image."""
-        if not self.training and self.running_mean is not None:
+        if self.ranks.world == 1 or (not self.training and self.running_mean is not None):
             return super().forward(entering)
         with torch.autocast(entering.device.type, enabled=False):
             values = entering.to(torch.promote_types(entering.dtype, torch.float32))
@@ -76,6 +78,20 @@ def share_batch_norm(module: nn.Module, ranks: Ranks) -> None:
             setattr(module, name, SharedBatchNorm(child, ranks))
         else:
             share_batch_norm(child, ranks)
+
+
+@contextmanager
+def apart(module: nn.Module) -> Iterator[None]:
+    """Inside, no layer below `module` talks to other processes: each normalises with what it has itself."""
+    layers = [layer for layer in module.modules() if isinstance(layer, SharedBatchNorm)]
+    known = [layer.ranks for layer in layers]
+    try:
+        for layer in layers:
+            layer.ranks = ALONE
+        yield
+    finally:
+        for layer, ranks in zip(layers, known, strict=True):
+            layer.ranks = ranks
 
 
 class _Total(torch.autograd.Function):

@@ -17,6 +17,7 @@ from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.recompute import recomputing
 from calseg_cli.engine.schedule import Schedule, lr_factor
 from calseg_cli.errors import StoppedError
 
@@ -40,6 +41,7 @@ class Plan:
     accumulate: int = 1
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = False
+    grad_checkpoint: bool = False
     log_every: int = 20
     validate_every: int = 0
     checkpoint_every: int = 0
@@ -93,37 +95,38 @@ def train(
     batches = iter(stream.batches(start * plan.accumulate, plan.steps * plan.accumulate))
     progress.start("training", plan.steps, done=start)
     clock, done = time.perf_counter(), start
-    for step in range(start, plan.steps):
-        method.train()
-        set_learning_rates(optimizer, plan, step)
-        ranks.seed_step(seed, step)
-        terms = _accumulate(method, batches, step, plan, device, scaler)
-        norm = _update(method, optimizer, scaler, plan, ranks)
-        method.after_step(step)
-        done = step + 1
-        asked = _asked(stop, ranks)
-        last = done == plan.steps
-        saves, logs = asked or last or _is_due(done, plan.checkpoint_every), last or _is_due(done, plan.log_every)
-        validates = _is_due(done, plan.validate_every) and not last
-        if saves or logs:
-            terms = {name: ranks.total(term) for name, term in terms.items()}
-        if saves or validates:
-            ranks.equalise(method.buffers())  # batch norm that is not shared counts apart
-        if saves:
-            _check_finite(done, terms)  # before a broken state takes a good one's place
-        if logs:
-            record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock), method.report())
-            hooks.log(record)
-            progress.advance(0, **{name: value for name, value in record.items() if name in ("loss", "lr")})
-        progress.advance()
-        if validates:
-            hooks.validate(done)
-            asked = _asked(stop, ranks)
-        if saves or asked:
-            hooks.save(done, _state(done, method, optimizer, scaler))
-        if asked:
-            ranks.barrier()  # nobody ends before the state is written: torchrun would end the one that writes it
-            break
+    with recomputing(method.network, wanted=plan.grad_checkpoint):
+        for step in range(start, plan.steps):
+            method.train()
+            set_learning_rates(optimizer, plan, step)
+            ranks.seed_step(seed, step)
+            terms = _accumulate(method, batches, step, plan, device, scaler)
+            norm = _update(method, optimizer, scaler, plan, ranks)
+            method.after_step(step)
+            done = step + 1
+            asked = asked_to_stop(stop, ranks)
+            last = done == plan.steps
+            saves, logs = asked or last or _is_due(done, plan.checkpoint_every), last or _is_due(done, plan.log_every)
+            validates = _is_due(done, plan.validate_every) and not last
+            if saves or logs:
+                terms = {name: ranks.total(term) for name, term in terms.items()}
+            if saves or validates:
+                ranks.equalise(method.buffers())  # batch norm that is not shared counts apart
+            if saves:
+                _check_finite(done, terms)  # before a broken state takes a good one's place
+            if logs:
+                record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock), method.report())
+                hooks.log(record)
+                progress.advance(0, **{name: value for name, value in record.items() if name in ("loss", "lr")})
+            progress.advance()
+            if validates:
+                hooks.validate(done)
+                asked = asked_to_stop(stop, ranks)
+            if saves or asked:
+                hooks.save(done, _state(done, method, optimizer, scaler))
+            if asked:
+                ranks.barrier()  # nobody ends before the state is written: torchrun would end the one that writes it
+                break
     progress.finish()
     return done
 
@@ -132,8 +135,8 @@ def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _asked(stop: StopRequest, ranks: Ranks) -> bool:
-    """Whether any process was asked to stop; then all know it."""
+def asked_to_stop(stop: StopRequest, ranks: Ranks) -> bool:
+    """Whether any process was asked to stop; then all know it, the signal too."""
     (signum,) = ranks.largest([stop.signum or 0])
     if signum:
         stop.signum = signum

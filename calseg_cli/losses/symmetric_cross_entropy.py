@@ -1,6 +1,7 @@
 """Owns symmetric cross-entropy, which forgives wrong labels: Wang et al. 2019 (ICCV), arXiv 1908.06112."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ def symmetric_cross_entropy(
     rce_weight: float = 1.0,
     floor: float = 1e-4,
     soft_labels: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> Tensor:
     """ce_weight * CE + rce_weight * RCE over pixels whose label is not 255; a scalar in float32.
 
@@ -28,7 +30,8 @@ def symmetric_cross_entropy(
     with zero gradient.
 
     `soft_labels` (B,C,H,W), probabilities q, replace the label in both halves; `labels` then say which pixels count and
-    with which class's weight.
+    with which class's weight. Where processes share a batch, `total` adds up the weights of all, and this is one
+    process's part of the whole batch's loss.
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_probs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
@@ -38,7 +41,8 @@ def symmetric_cross_entropy(
         else:
             forward, reverse = _soft(log_probs, soft_labels.to(log_probs.dtype), floor)
         weights = _pixel_weights(valid, labels, class_weights).to(log_probs.dtype)
-        return ce_weight * _mean(forward, weights) + rce_weight * _mean(reverse, valid.to(log_probs.dtype))
+        counted = valid.to(log_probs.dtype)
+        return ce_weight * _mean(forward, weights, total) + rce_weight * _mean(reverse, counted, total)
 
 
 def _hard(log_probs: Tensor, labels: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -57,5 +61,5 @@ def _pixel_weights(valid: Tensor, labels: Tensor, class_weights: Tensor | None) 
     return class_weights[labels.masked_fill(~valid, 0)] * valid
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+def _mean(values: Tensor, weights: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    return (values * weights).sum() / total(weights.sum()).clamp_min(torch.finfo(values.dtype).tiny)

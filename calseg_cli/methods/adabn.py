@@ -43,6 +43,10 @@ class AdaBN(Method):
             self.network(batch.target_images)
         return {}
 
+    def end_of_sweep(self) -> None:
+        """The sums become those of all processes."""
+        self.statistics.add_up(self.ranks)
+
     def deployed(self) -> nn.Module:
         """The network with the pooled statistics in place."""
         self.statistics.write(momentum=self.momentum)

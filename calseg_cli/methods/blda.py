@@ -14,8 +14,9 @@ from calseg_cli.data.catalog import IGNORE
 from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.method import ParameterGroup
 from calseg_cli.errors import ConfigError
+from calseg_cli.methods.labelled_pixels import labelled_pixels
 from calseg_cli.methods.logit_alignment import AlignmentTable, Tail, alignment_table
-from calseg_cli.methods.logit_mixtures import LogitAnchors, LogitCells, MixtureOptions, Mixtures, labelled_pixels
+from calseg_cli.methods.logit_mixtures import LogitAnchors, LogitCells, MixtureOptions, Mixtures
 from calseg_cli.methods.self_training_view import PLUGIN_PURPOSES, Plugin, Term, View
 
 _SOURCE_CELLS, _TARGET_CELLS, _ANCHORS = range(PLUGIN_PURPOSES + 50, PLUGIN_PURPOSES + 53)  # what a stream is for
@@ -108,12 +109,13 @@ class BLDA(Plugin):
     def _learn(self, logits: Tensor, labels: Tensor, source: Tensor, term: Term) -> None:
         """From the clean source images and from the target's pixels of the mix; masked images are another thing."""
         if term == "source":
-            pixels = labelled_pixels(logits, labels)
+            pixels = labelled_pixels(logits, labels, ranks=self.ranks)
             self.source.update(logits, pixels, self._generator(_SOURCE_CELLS))
             self.anchors.update(logits, pixels, self._generator(_ANCHORS))
             self._tables.clear()
         elif term == "mix":
-            self.target.update(logits, labelled_pixels(logits, labels, ~source), self._generator(_TARGET_CELLS))
+            pixels = labelled_pixels(logits, labels, ~source, self.ranks)
+            self.target.update(logits, pixels, self._generator(_TARGET_CELLS))
             self._tables.pop("target", None)
 
     def _offsets(self, logits: Tensor, rows: Tensor, source: Tensor) -> Tensor:
@@ -166,7 +168,8 @@ class BLDA(Plugin):
             return {}
         guess = view.dense(self.density(view.student_features))[:, 0]
         error = (guess - densities.values).square() * view.weights
-        total = torch.where(densities.known, error, 0.0).sum() / densities.known.sum().clamp_min(1)
+        known = self.ranks.total(densities.known.sum())
+        total = torch.where(densities.known, error, 0.0).sum() / known.clamp_min(1)
         return {"density": self.options.density_weight * total}
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -187,7 +190,9 @@ class BLDA(Plugin):
             "target_labels": float(self.target.seen.sum()),
             "anchor_gap": float(self.anchors.gap),
         }
-        return found if self._moved is None else {**found, "offset": float(self._moved)}
+        if self._moved is None:
+            return found
+        return {**found, "offset": float(self.ranks.total(self._moved) / self.ranks.world)}
 
 
 def build_blda(network: nn.Module, *, seed: int = 0, anchors: Mixtures | None = None, **options: Any) -> BLDA:

@@ -88,16 +88,18 @@ class CalSFDA(RoundSelfTraining):
                 ce_weight=self.ce_weight,
                 rce_weight=self.rce_weight,
                 soft_labels=self._soft_labels(logits, labels, batch),
+                total=self.ranks.total,
             )
         }
+        share = 1 / self.ranks.world  # of what is a mean over pixels or images, as many in every process
         if self.negative_weight:
             generator = torch.Generator().manual_seed(batch.step)  # a rank a step, the same after a break
             rank = complementary_rank(native.shape[1], generator)
-            found["negative"] = self.negative_weight * negative_learning(native, rank)
+            found["negative"] = share * self.negative_weight * negative_learning(native, rank)
         if self.entropy_weight:
-            found["entropy"] = self.entropy_weight * entropy_loss(native, power=self.entropy_power)
+            found["entropy"] = share * self.entropy_weight * entropy_loss(native, power=self.entropy_power)
         if self.anchor:
-            found["anchor"] = self.anchor * self._anchor(native, batch)
+            found["anchor"] = share * self.anchor * self._anchor(native, batch)
         return found
 
     def _soft_labels(self, logits: Tensor, labels: Tensor, batch: Batch) -> Tensor | None:

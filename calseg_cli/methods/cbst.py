@@ -22,4 +22,4 @@ class CBST(RoundSelfTraining):
     def terms(self, logits: Tensor, native: Tensor, labels: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The term "ce"; 0 with zero gradient for a batch in which nothing is believed."""
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-        return {"ce": total / (labels != IGNORE).sum().clamp_min(1)}
+        return {"ce": total / self.ranks.total((labels != IGNORE).sum()).clamp_min(1)}

@@ -25,15 +25,15 @@ def corrupt(image: Tensor, kind: str, strength: float, rng: np.random.Generator)
 
 
 def corrupt_batch(
-    images: Tensor, *, probability: float, strength: float, seed: int, step: int
+    images: Tensor, *, probability: float, strength: float, seed: int, step: int, first: int = 0
 ) -> tuple[Tensor, list[str]]:
     """Images (B,3,H,W), each changed with `probability` by one or two kinds of a strength drawn from 0 to `strength`.
 
-    What is drawn follows from (seed, step, place in the batch) alone, whatever the device. Also the names of what was
-    done to each image, "" for none.
+    What is drawn follows from (seed, step, place in the batch) alone, whatever the device; `first` is the place of the
+    first image, where these are a share of a batch. Also the names of what was done to each image, "" for none.
     """
     changed, names = [], []
-    for place, image in enumerate(images):
+    for place, image in enumerate(images, first):
         rng = np.random.default_rng((seed, _CHANGES, step, place))
         chosen = _drawn(rng, probability)
         for kind in chosen:

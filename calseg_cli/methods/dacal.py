@@ -53,7 +53,8 @@ class DACalOptions:
 class DACal(Plugin):
     """Teaches target pixels softmax(z / T) of the teacher's logits z; T learns what labels of the outer mix ask of it.
 
-    Raises ConfigError for a network that does not end in a 1x1 convolution, but for the route "network".
+    Raises ConfigError for a network that does not end in a 1x1 convolution, but for the route "network". Where several
+    processes share a batch, all move the same temperatures, by what the features of the whole batch say.
     """
 
     fallen: Tensor
@@ -102,7 +103,11 @@ class DACal(Plugin):
     def targets(self, view: View, logits: Tensor) -> Tensor | None:
         """Softened probabilities (B,C,H,W), after a step of the temperature network; None while an alarm is on."""
         if view.step % self.options.interval == 0:
-            self.learner.step(view.student, logits, self._inner(view), self._outer(view))
+            ranks = self.ranks
+            self.learner.step(
+                view.student, ranks.whole(logits), self._inner(view).whole(ranks), self._outer(view).whole(ranks)
+            )
+            ranks.equalise(self.learner.parameters())
         self._watch(view)
         if bool(self.fallen):
             return None
@@ -115,10 +120,10 @@ class DACal(Plugin):
         labels = mixed(view.source_labels[:, None], view.teacher_labels[:, None], ~view.masks)[:, 0]
         weights = mixed(view.source_weights, view.target_weights, ~view.masks)
         images = mixed(view.source_images, view.target_images, ~view.masks)
-        images = view.augmentation(images, view.generator(_STRENGTHEN_HARD))
+        images = view.augmentation(images, view.generator(_STRENGTHEN_HARD), self._first(view))
         logits, _ = native_logits(view.student, images)  # type: ignore[arg-type]
         loss = weighted_cross_entropy(view.dense(logits), labels, weights)
-        return {"complement": self.options.hard_weight * loss}
+        return {"complement": self.options.hard_weight * loss / self.ranks.world}
 
     @torch.no_grad()
     def temperatures(self, logits: Tensor, dense: Callable[[Tensor], Tensor]) -> Tensor:
@@ -159,7 +164,9 @@ class DACal(Plugin):
 
     def _pasted(self, view: View, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         pasted = mixed(images, view.target_images, masks)
-        return view.augmentation(pasted, view.generator(_STRENGTHEN)) if self.options.strong else pasted
+        if not self.options.strong:
+            return pasted
+        return view.augmentation(pasted, view.generator(_STRENGTHEN), self._first(view))
 
     def _judging(self, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """Labelled images, their labels, and the masks (B,1,H,W) of where the outer mix shows them."""
@@ -169,13 +176,17 @@ class DACal(Plugin):
             assert view.held_out_labels is not None
             images, labels = view.held_out_images, view.held_out_labels
         if self.options.mask == "own":
-            return images, labels, class_mix_masks(labels, view.generator(_OWN_MASKS))
+            return images, labels, class_mix_masks(labels, view.generator(_OWN_MASKS), self._first(view))
         return images, labels, view.masks if self.options.mask == "same" else ~view.masks
+
+    def _first(self, view: View) -> int:
+        """The place of the view's first image in the whole batch."""
+        return self.ranks.first(len(view.target_images))
 
     @torch.no_grad()
     def _watch(self, view: View) -> None:
         """Fall back to hard labels while the temperatures are of no use, or the target teaches ever less or else."""
-        quality = view.target_weights.mean()
+        quality = self.ranks.total(view.target_weights.mean()) / self.ranks.world
         first = bool(self.usual_quality == 0)
         near = self.learner.report().get("temperature_at_bound", 0.0)
         if first:
@@ -192,7 +203,8 @@ class DACal(Plugin):
         Soft labels have no force of their own that holds a class where it is: over long runs one takes the others'
         place while confidence and quality stay what they were (docs/soft_vs_hard.md).
         """
-        found = view.teacher_labels.flatten().bincount(minlength=len(self.shares)).float() / view.teacher_labels.numel()
+        counted = self.ranks.total(view.teacher_labels.flatten().bincount(minlength=len(self.shares)))
+        found = counted.float() / (view.teacher_labels.numel() * self.ranks.world)
         self.looks += 1
         self.usual_shares.lerp_(found, float(self.looks <= _SETTLING) / float(self.looks))
         self.shares.lerp_(found, max(1 - _SLOWER, 1 / float(self.looks)))

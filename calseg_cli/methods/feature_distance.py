@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
+from calseg_cli.engine.distributed import ALONE, Ranks
 
 
 class FeatureDistance(nn.Module):
@@ -35,10 +36,13 @@ class FeatureDistance(nn.Module):
         super().train(False)
         return self
 
-    def forward(self, features: Tensor, entering: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    def forward(
+        self, features: Tensor, entering: Tensor, labels: Tensor, num_classes: int, ranks: Ranks = ALONE
+    ) -> Tensor:
         """The weighted term, a scalar; 0 where no cell counts.
 
-        `features` (B,D,h,w) is the student's last map, `entering` what its encoder got, labels (B,H,W) int64.
+        `features` (B,D,h,w) is the student's last map, `entering` what its encoder got, labels (B,H,W) int64. Where
+        several `ranks` share a batch, the mean is over all their cells, and this is the part of this one's.
         """
         with torch.no_grad():
             known = last_map(self.encoder(entering))
@@ -50,7 +54,7 @@ class FeatureDistance(nn.Module):
             counted &= torch.isin(cells, torch.tensor(self.classes, device=cells.device))
         difference = (features.float() - known.float()).permute(0, 2, 3, 1)[counted]  # (cells, D)
         distances = torch.linalg.vector_norm(difference, dim=1)
-        term: Tensor = self.weight * distances.sum() / max(len(distances), 1)
+        term: Tensor = self.weight * distances.sum() / ranks.total(counted.sum()).clamp_min(1)
         return term
 
 

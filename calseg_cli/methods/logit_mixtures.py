@@ -11,8 +11,8 @@ from math import log, pi
 import torch
 from torch import Generator, Tensor, nn
 
-from calseg_cli.data.catalog import IGNORE
 from calseg_cli.errors import ConfigError
+from calseg_cli.methods.labelled_pixels import LabelledPixels, stratified
 
 VARIANCE_FLOOR = 1e-4
 """The least variance of a component, in squared logits; constant logits have it."""
@@ -260,7 +260,7 @@ class LogitCells(nn.Module):
         return self.rows.seen.reshape(self.num_classes, self.num_classes).all(dim=1)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, pixels: "LabelledPixels", generator: Generator) -> None:
+    def update(self, logits: Tensor, pixels: LabelledPixels, generator: Generator) -> None:
         """Fit the labels that have enough pixels in a batch of logits (B,C,H,W); without one nothing changes.
 
         What is drawn follows from `generator`, which is on the CPU; a label's draw is the same whichever others are
@@ -272,7 +272,7 @@ class LogitCells(nn.Module):
         drawn = torch.rand(size, generator=generator, dtype=torch.float64)
         if not len(rows):
             return
-        samples = gathered(logits, pixels.order[stratified(pixels.counts, size[1], drawn)[rows]])
+        samples = pixels.logits(logits, stratified(pixels.counts, size[1], drawn)[rows])
         channels = torch.arange(self.num_classes, device=rows.device)
         cells = (rows[:, None] * self.num_classes + channels).reshape(-1)
         self.rows.update(samples.transpose(1, 2).reshape(len(cells), -1), cells)
@@ -320,7 +320,7 @@ class LogitAnchors(nn.Module):
         self.frozen.fill_(True)
 
     @torch.no_grad()
-    def update(self, logits: Tensor, pixels: "LabelledPixels", generator: Generator) -> None:
+    def update(self, logits: Tensor, pixels: LabelledPixels, generator: Generator) -> None:
         """Fit both to a batch, as `LogitCells.update` has it; from `min_pixels` labelled pixels on, if not frozen."""
         counts, total, size = pixels.counts, pixels.counts.sum(), self.options.anchor_samples
         drawn = torch.rand(2, size, generator=generator, dtype=torch.float64)
@@ -328,52 +328,11 @@ class LogitAnchors(nn.Module):
             return
         classes = logits.shape[1]
         places = stratified(total[None], size, drawn[:1])
-        values = gathered(logits, pixels.order[places])[0]
+        values = pixels.logits(logits, places)[0]
         own = torch.repeat_interleave(torch.arange(classes, device=counts.device), counts)[places[0]]
         other = (own + 1 + (drawn[1].to(own.device) * (classes - 1)).long()) % classes
         samples = torch.stack([values.gather(1, one[:, None])[:, 0] for one in (own, other)])
         self.rows.update(samples, torch.arange(2, device=samples.device))
-
-
-@dataclass(frozen=True)
-class LabelledPixels:
-    """The pixels of a batch, numbered through all images, sorted by label.
-
-    `counts` (C,) int64 of each label; `order` (B*H*W,) int64: the numbers, those that do not count last.
-    """
-
-    counts: Tensor
-    order: Tensor
-
-
-def labelled_pixels(logits: Tensor, labels: Tensor, valid: Tensor | None = None) -> LabelledPixels:
-    """Of logits (B,C,H,W) and labels (B,H,W) int64, where `valid` (B,H,W) bool.
-
-    Pixels without a label (255) or with a logit that is not finite never count.
-    """
-    classes = logits.shape[1]
-    fine = (labels != IGNORE) & logits.detach().sum(dim=1).isfinite()
-    found = torch.where(fine if valid is None else fine & valid, labels, classes).flatten()
-    # Bytes are sorted several times as fast as larger numbers.
-    order = found.to(torch.uint8 if classes <= IGNORE else torch.int32).argsort(stable=True)
-    return LabelledPixels(torch.bincount(found, minlength=classes + 1)[:classes], order)
-
-
-def stratified(counts: Tensor, size: int, drawn: Tensor) -> Tensor:
-    """Places (R,size) int64 among pixels that lie sorted by row, counts (R,) int64 of each; 0 where a row has none.
-
-    Each row's pixels are cut into `size` equal parts and one is drawn in each by `drawn` (R,size) in [0,1): every pixel
-    is as likely as any other of its row, and where there are fewer than `size` each comes about equally often.
-    """
-    parts = torch.arange(size, device=counts.device, dtype=torch.float64) + drawn.to(counts.device)
-    within = (parts / size * counts[:, None]).long().minimum(counts[:, None] - 1).clamp_min(0)
-    return torch.where(counts[:, None] > 0, within + (counts.cumsum(0) - counts)[:, None], 0)
-
-
-def gathered(logits: Tensor, pixels: Tensor) -> Tensor:
-    """Logits (A,N,C) float32 of pixels (A,N) of logits (B,C,H,W), numbered through all images."""
-    height, width = logits.shape[-2:]
-    return logits.detach()[pixels // (height * width), :, pixels // width % height, pixels % width].float()
 
 
 def _chosen(which: Tensor, first: Mixtures, second: Mixtures) -> Mixtures:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.methods.online_prototypes import DecayingSums, OnlinePrototypes
 from calseg_cli.methods.prototype_state import PrototypeState
 from calseg_cli.methods.prototypes import PrototypeOptions
@@ -39,15 +40,18 @@ class PrototypeLabels(nn.Module):
         self.register_buffer("pixels", torch.zeros(classes, dtype=torch.int64))
 
     @torch.no_grad()
-    def count(self, logits: Tensor, geometry: "Geometry") -> None:
-        """Count a batch's logits (B,C,h,w), those of cells on the images."""
+    def count(self, logits: Tensor, geometry: "Geometry", ranks: Ranks = ALONE) -> None:
+        """Count a batch's logits (B,C,h,w), those of cells on the images; those of all `ranks` that share it."""
         inside = _on_images(geometry, (int(logits.shape[2]), int(logits.shape[3])))
         batch = PrototypeState(len(self.pixels), self.rule)
         for image in logits.cpu():
             batch.add(image, inside)
-        self.sums.mul_(self.keep).add_(torch.from_numpy(batch.sums).to(self.sums.device))
-        self.weights.mul_(self.keep).add_(torch.from_numpy(batch.weights).to(self.weights.device))
-        self.pixels.add_(torch.from_numpy(batch.pixels).to(self.pixels.device))
+        sums, weights, pixels = (
+            ranks.total(torch.from_numpy(one)) for one in (batch.sums, batch.weights, batch.pixels)
+        )
+        self.sums.mul_(self.keep).add_(sums.to(self.sums.device))
+        self.weights.mul_(self.keep).add_(weights.to(self.weights.device))
+        self.pixels.add_(pixels.to(self.pixels.device))
 
     @torch.no_grad()
     def forward(self, logits: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ arXiv 2212.01322. Other papers change it through the openings of `methods.self_t
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from calseg_cli.data.block_masks import block_masks
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.loader import Batch
 from calseg_cli.data.mixing import class_mix_masks, mixed
-from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.batch_statistics import own_statistics, predicting
+from calseg_cli.engine.distributed import Ranks
 from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.forward import dense_logits, native_logits, upsample_logits
 from calseg_cli.engine.method import Method, ParameterGroup
@@ -30,28 +30,14 @@ from calseg_cli.methods.feature_distance import FeatureDistance, encoder_seen
 from calseg_cli.methods.parted_network import Parted
 from calseg_cli.methods.prototype_labels import PrototypeLabels
 from calseg_cli.methods.self_training_domains import both_domains, check_source_free, of_the_neighbour, only_target
-from calseg_cli.methods.self_training_labels import Labels, Taught, Trust, taught
+from calseg_cli.methods.self_training_frame import Frame
+from calseg_cli.methods.self_training_labels import Taught, taught
 from calseg_cli.methods.self_training_view import Plugin, Term, View
 
 if TYPE_CHECKING:
     from calseg_cli.artifacts.geometry import Geometry
 
-Base = Literal["dacs", "daformer", "mic"]
-Statistics = Literal["batch", "running", "shared"]
 _MIX, _STRENGTHEN, _SAMPLE, _MASK, _STRENGTHEN_MASKED = range(5)  # what a random stream is for
-
-
-@dataclass(frozen=True)
-class Masking:
-    """MIC: target images with `ratio` of their blocks hidden; side `block` in pixels, None for an eighth of the height.
-
-    `labels` "hard" teaches the teacher's classes, "same" what the mix is taught.
-    """
-
-    block: int | None = None
-    ratio: float = 0.7
-    weight: float = 1.0
-    labels: Literal["hard", "same"] = "hard"
 
 
 @dataclass(frozen=True)
@@ -63,31 +49,6 @@ class Look:
     student: Tensor
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The frame's options; see docs/self_training.md. `ema` is the teacher's decay, `hard_steps` begin every run.
-
-    `feature_classes` (None: all), `feature_ratio` and `feature_weight` are the feature distance's. `source_free`:
-    target images are mixed with each other, and there is no term of the source.
-    """
-
-    base: Base = "dacs"
-    labels: Labels = "hard"
-    ema: float = 0.99
-    trust: Trust = field(default_factory=Trust)
-    statistics: Statistics = "batch"
-    keep: Literal["student", "teacher"] = "student"
-    source_weight: float = 1.0
-    mix_weight: float = 1.0
-    hard_steps: int = 0
-    strong: StrongAugmentation = field(default_factory=StrongAugmentation)
-    feature_weight: float = 0.005
-    feature_ratio: float = 0.75
-    feature_classes: tuple[int, ...] | None = None
-    masking: Masking = field(default_factory=Masking)
-    source_free: bool = False
-
-
 class SelfTraining(Method):
     """A student learns source labels, and what its moving average says of target pixels, in images mixed of both.
 
@@ -96,6 +57,9 @@ class SelfTraining(Method):
     encoder that the feature distance keeps to, the network's own at the start without it. `label_correction` changes
     the teacher's logits (C,h,w) of one image (3,H,W) before they are labels, `prototypes`, counted as it trains, those
     of a batch before that; weights come from the uncorrected ones.
+
+    Where several `ranks` share a batch, each works on its images as one process would on all of them: what is drawn
+    follows from an image's place in the whole batch, means are over the whole batch, and batch norm is to be shared.
     """
 
     name: ClassVar[str] = "self-training"
@@ -153,6 +117,12 @@ class SelfTraining(Method):
             classes=frame.feature_classes,
         )
 
+    def work_with(self, ranks: Ranks) -> None:
+        """Share every batch with these processes, in the plugins too."""
+        super().work_with(ranks)
+        for plugin in self.openings:
+            plugin.ranks = ranks
+
     @property
     def openings(self) -> Sequence[Plugin]:
         """The plugins, in the order in which they act."""
@@ -206,7 +176,7 @@ class SelfTraining(Method):
         terms = {} if self.frame.source_free else self._source_terms(*both_domains(batch)[:2])
         view, believed, logits = self._see(batch)
         if self.prototypes is not None:  # of the batches before: a look at a batch must not count it
-            self.prototypes.count(view.teacher_logits, view.geometry)
+            self.prototypes.count(view.teacher_logits, view.geometry, self.ranks)
         lesson = self._lesson(view, believed, batch)
         terms["mix"] = self.frame.mix_weight * self._mix_loss(view.dense(logits), lesson, view)
         if self.frame.base == "mic" and self.frame.masking.weight:
@@ -220,10 +190,10 @@ class SelfTraining(Method):
         target = only_target(batch)
         raw, geometry = self._teacher_pass(target)
         confidence = upsample_logits(raw, geometry).softmax(dim=1).amax(dim=1)
-        believed, trusted = self._believed(raw, target), self.frame.trust(confidence)
+        believed, trusted = self._believed(raw, target), self.frame.trust(confidence, self.ranks)
         said = upsample_logits(believed, geometry).argmax(dim=1)
         source, labels, known = self._pasted(batch, said, trusted)
-        masks = class_mix_masks(labels, self._generator(batch, _MIX))
+        masks = class_mix_masks(labels, self._generator(batch, _MIX), self.ranks.first(len(labels)))
         images = self._strengthened(mixed(source, target, masks), batch, _STRENGTHEN)
         student = Parted(self.network)
         logits, geometry = native_logits(student, images)
@@ -257,9 +227,12 @@ class SelfTraining(Method):
     def _pasted(self, batch: Batch, said: Tensor, trusted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is pasted into the target's images: images, labels (B,H,W), and how much their pixels count (B,H,W)."""
         if self.frame.source_free:
-            return of_the_neighbour(only_target(batch)), of_the_neighbour(said), of_the_neighbour(trusted)
+            return self._neighbours(only_target(batch)), self._neighbours(said), self._neighbours(trusted)
         source, labels, _ = both_domains(batch)
         return source, labels, self._source_weights(labels)
+
+    def _neighbours(self, values: Tensor) -> Tensor:
+        return of_the_neighbour(values, self.ranks)
 
     def _domain(self, view: View) -> Tensor:
         """(B,1,H,W) bool: the source's pixels of the mix."""
@@ -287,7 +260,7 @@ class SelfTraining(Method):
 
     def report(self) -> dict[str, float]:
         """Of the last step: the target pixels' mean weight and confidence, their share in the mix; the plugins'."""
-        found = {name: float(value) for name, value in self._seen.items()}
+        found = {name: float(self.ranks.total(value) / self.ranks.world) for name, value in self._seen.items()}
         for plugin in self.openings:
             found |= plugin.report()
         return found
@@ -296,7 +269,7 @@ class SelfTraining(Method):
         return draw_generator(self.seed, batch.step, purpose)
 
     def _strengthened(self, images: Tensor, batch: Batch, purpose: int) -> Tensor:
-        return self.frame.strong(images, self._generator(batch, purpose))
+        return self.frame.strong(images, self._generator(batch, purpose), self.ranks.first(len(images)))
 
     def _source_terms(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
@@ -313,9 +286,11 @@ class SelfTraining(Method):
         logits = self._corrected(logits, labels, torch.ones_like(labels, dtype=torch.bool)[:, None], "source")
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         total = (self._source_weights(labels) * loss).sum()
-        terms = {"source": self.frame.source_weight * total / (labels != IGNORE).sum().clamp_min(1)}
+        known = self.ranks.total((labels != IGNORE).sum())
+        terms = {"source": self.frame.source_weight * total / known.clamp_min(1)}
         if self.distance is not None:
-            terms["feature_distance"] = self.distance(seen["features"], seen["entering"], labels, classes)
+            maps = seen["features"], seen["entering"]
+            terms["feature_distance"] = self.distance(*maps, labels, classes, self.ranks)
         return terms
 
     def _source_weights(self, labels: Tensor) -> Tensor:
@@ -324,7 +299,8 @@ class SelfTraining(Method):
         if self.class_weights is None:
             return known
         weights = self.class_weights[labels.masked_fill(labels == IGNORE, 0)] * known
-        return weights * known.sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+        counted, weighed = self.ranks.total(known.sum()), self.ranks.total(weights.sum())
+        return weights * counted / weighed.clamp_min(torch.finfo(weights.dtype).tiny)
 
     @torch.no_grad()
     def _teacher_pass(self, images: Tensor) -> "tuple[Tensor, Geometry]":
@@ -349,7 +325,8 @@ class SelfTraining(Method):
         """What target pixels are taught: by the last plugin that says so, else by the teacher."""
         lesson = Taught(view.teacher_labels)
         if self.frame.labels != "hard" and self._step >= self.frame.hard_steps:
-            lesson = taught(view.dense(believed), self.frame.labels, self._generator(batch, _SAMPLE))
+            drawn = self._generator(batch, _SAMPLE)
+            lesson = taught(view.dense(believed), self.frame.labels, drawn, self.ranks.first(len(believed)))
         for plugin in self.openings:
             if self._step >= max(self.frame.hard_steps, plugin.warm_up_steps):
                 soft = plugin.targets(view, believed)
@@ -358,12 +335,13 @@ class SelfTraining(Method):
 
     def _mix_loss(self, logits: Tensor, lesson: Taught, view: View) -> Tensor:
         own, soft, domain = self.frame.trust.inside(lesson.labels, IGNORE), lesson.soft, self._domain(view)
-        pasted = of_the_neighbour(own) if self.frame.source_free else view.source_labels
+        pasted = self._neighbours(own) if self.frame.source_free else view.source_labels
         if self.frame.source_free and soft is not None:
-            soft = mixed(of_the_neighbour(soft), soft, view.masks)
+            soft = mixed(self._neighbours(soft), soft, view.masks)
         labels = mixed(pasted, own, view.masks)
         logits = self._corrected(logits, labels, domain, "mix")
-        return weighted_cross_entropy(logits, labels, view.weights, soft=soft, hard=domain[:, 0])
+        loss = weighted_cross_entropy(logits, labels, view.weights, soft=soft, hard=domain[:, 0])
+        return loss / self.ranks.world
 
     def _corrected(self, logits: Tensor, labels: Tensor, domain: Tensor, term: Term) -> Tensor:
         for plugin in self.openings:
@@ -375,7 +353,8 @@ class SelfTraining(Method):
         images = self._strengthened(view.target_images, batch, _STRENGTHEN_MASKED)
         size = (images.shape[0], images.shape[2], images.shape[3])
         block = min(masking.block or max(1, size[1] // 8), max(size[1:]))
-        shown = block_masks(size, block, masking.ratio, self._generator(batch, _MASK)).to(images.device)
+        first = self.ranks.first(len(images))
+        shown = block_masks(size, block, masking.ratio, self._generator(batch, _MASK), first).to(images.device)
         hidden = getattr(self.network, "mean", None)  # what the network's normalisation makes 0
         images = torch.where(shown, images, images.mean(dim=(2, 3), keepdim=True) if hidden is None else hidden)
         logits = dense_logits(self.network, images)  # type: ignore[arg-type]
@@ -383,4 +362,5 @@ class SelfTraining(Method):
         labels = lesson.labels if masking.labels == "same" else view.teacher_labels
         labels = self.frame.trust.inside(labels, IGNORE)
         logits = self._corrected(logits, labels, torch.zeros_like(view.masks), "masked")
-        return masking.weight * weighted_cross_entropy(logits, labels, view.target_weights, soft=soft)
+        loss = weighted_cross_entropy(logits, labels, view.target_weights, soft=soft)
+        return masking.weight * loss / self.ranks.world

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from calseg_cli.data.loader import Batch
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.methods.self_training_view import Plugin
 
@@ -24,12 +25,13 @@ def only_target(batch: Batch) -> Tensor:
     return batch.target_images
 
 
-def of_the_neighbour(values: Tensor) -> Tensor:
+def of_the_neighbour(values: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Each image of a batch gets what belongs to the one before it, (B,...); the first gets the last one's.
 
-    Without source images this is what stands in the source's place. An image that is alone stands in its own.
+    Without source images this is what stands in the source's place. An image that is alone stands in its own. Where
+    several `ranks` share a batch, neighbours are those of the whole batch.
     """
-    return values.roll(1, 0)
+    return ranks.own(ranks.whole(values).roll(1, 0))
 
 
 def check_sizes(source: tuple[int, ...], target: tuple[int, ...]) -> None:

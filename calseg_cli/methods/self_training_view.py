@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Generator, Tensor, nn
 
 from calseg_cli.data.strong_augmentation import StrongAugmentation
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.draws import draw_generator
 from calseg_cli.engine.forward import upsample_logits
 from calseg_cli.engine.method import ParameterGroup
@@ -33,7 +34,8 @@ class View:
     pixel of the mix. `mixed_images` (B,3,H,W) is the strongly augmented mix that the student was shown,
     `student_features` (B,D,h,w) its features there with their graph; None where the network has no `features` and
     `classify`. `geometry` says where the grid lies on the pixels. Without source images the batch's other target images
-    stand in the source's place, with the teacher's labels and their own weights.
+    stand in the source's place, with the teacher's labels and their own weights. Where several
+    processes share a batch all this is of this one's images.
     """
 
     step: int
@@ -80,6 +82,8 @@ class Plugin(nn.Module):
     needs_held_out: ClassVar[bool] = False
     warm_up_steps: int = 0
     """Steps at the start in which `targets` is not asked."""
+    ranks: Ranks = ALONE
+    """The processes that share every batch; the frame sets it. Terms are to be this one's part of the whole batch's."""
 
     def targets(self, view: View, logits: Tensor) -> Tensor | None:
         """Probabilities (B,C,H,W) to teach target pixels, or None for the frame's own labels.

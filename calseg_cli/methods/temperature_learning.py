@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calseg_cli.data.catalog import IGNORE
+from calseg_cli.engine.distributed import Ranks
 from calseg_cli.engine.forward import pad_to_divisor
 from calseg_cli.methods.hypergradient import (
     Level,
@@ -66,6 +67,11 @@ class Mixed:
     labels: Tensor
     weights: Tensor
     images: Tensor | None = None
+
+    def whole(self, ranks: Ranks) -> "Mixed":
+        """The mixes of all processes that share a batch, one after another."""
+        images = None if self.images is None else ranks.whole(self.images)
+        return Mixed(ranks.whole(self.features), ranks.whole(self.labels), ranks.whole(self.weights), images)
 
     def one_hot(self, classes: int) -> Tensor:
         """Labels as probabilities (B,C,h,w), zero where none is known."""

@@ -45,4 +45,4 @@ class Tent(Method):
         """The term "entropy", in [0,1]."""
         assert batch.target_images is not None
         logits, _ = native_logits(self.network, batch.target_images)  # type: ignore[arg-type]
-        return {"entropy": normalized_entropy(logits).mean()}
+        return {"entropy": normalized_entropy(logits).mean() / self.ranks.world}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calseg_cli.engine.batch_statistics import PooledStatistics, batch_norms, too_small_for_batch_norm
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.errors import ConfigError
 
 Pooling = Literal["average", "bilinear"]
@@ -120,18 +121,22 @@ def _place(network: nn.Module) -> tuple[nn.Module, bool]:
     return encoder, False
 
 
-def warm_up_statistics(net: nn.Module, batches: Iterable[Tensor], *, momentum: float | None = None) -> None:
+def warm_up_statistics(
+    net: nn.Module, batches: Iterable[Tensor], *, momentum: float | None = None, ranks: Ranks = ALONE
+) -> None:
     """Measure the running statistics of `net`'s batch-norm layers anew on `batches` of what enters `net`.
 
     Without `momentum` they become the mean and variance over everything seen, whatever its order; with it (0 to 1) they
     move by that share at every batch, and the order counts. Nothing else changes: no parameter, no mode, no gradient.
     The whole of `net` but those layers stays in evaluation mode. Raises DataError for a batch of one value a channel.
+
+    Where several `ranks` share the batches, the mean and variance are over what all of them see; not with `momentum`.
     """
     modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         if momentum is None:
-            _measure(net, batches)
+            _measure(net, batches, ranks)
         else:
             _move(net, batches, momentum)
     finally:
@@ -139,11 +144,13 @@ def warm_up_statistics(net: nn.Module, batches: Iterable[Tensor], *, momentum: f
             module.training = training
 
 
-def _measure(net: nn.Module, batches: Iterable[Tensor]) -> None:
+def _measure(net: nn.Module, batches: Iterable[Tensor], ranks: Ranks) -> None:
     statistics = PooledStatistics(net)
     statistics.to(next(net.parameters(), torch.zeros(())).device)
     with statistics:
         _show(net, batches)
+    for sums in statistics.buffers():
+        sums.copy_(ranks.total(sums))
     statistics.write()
 
 

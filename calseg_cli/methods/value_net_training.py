@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calseg_cli.data.loader import Batch
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.forward import native_logits, upsample_logits
 from calseg_cli.engine.method import Method
 from calseg_cli.losses.soft_ece import class_conditional_ece, image_ece
@@ -38,13 +39,19 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a frozen network makes of images: features (B,D,h,w), errors (B,), whether labelled (B,), plain (B,2)."""
+class Measures:
+    """What is measured of a frozen network's answers to images: errors (B,), whether labelled (B,), plain (B,2)."""
 
-    features: Tensor
     errors: Tensor
     labelled: Tensor
     plain: Tensor
+
+
+@dataclass(frozen=True)
+class Seen(Measures):
+    """The same, and what a value net reads: features (B,D,h,w)."""
+
+    features: Tensor
 
 
 @torch.no_grad()
@@ -62,7 +69,7 @@ def look(
     measure = image_ece if target == "image" else class_conditional_ece
     errors = measure(logits, labels, bins=bins).float()
     labelled = (labels < logits.shape[1]).flatten(1).any(1)
-    return Seen(features, errors, labelled, plain_numbers(logits.log_softmax(1)))
+    return Seen(errors, labelled, plain_numbers(logits.log_softmax(1)), features)
 
 
 def plain_numbers(log_probs: Tensor) -> Tensor:
@@ -76,15 +83,18 @@ class ExpectedError(Method):
     """A value net that learns the calibration error of a frozen network's answers to changed source images.
 
     Besides it fits, on the very same images, what costs nothing: the mean error, and straight lines from PLAIN to it.
+
+    Where several `ranks` share a batch, each looks at its own images, and its term is their part of the whole batch's.
+    What is remembered is that of the whole batch, in the order of one process. Batch norm is the caller's to share.
     """
 
     name = "value-net"
     requires = frozenset({"source", "labels"})
 
-    def __init__(self, frozen: nn.Module, value_net: ValueNet, recipe: Recipe) -> None:
+    def __init__(self, frozen: nn.Module, value_net: ValueNet, recipe: Recipe, ranks: Ranks = ALONE) -> None:
         super().__init__(value_net)
         self._frozen = (frozen.requires_grad_(False).eval(),)  # a tuple: no part of this module
-        self.value_net, self.recipe = value_net, recipe
+        self.value_net, self.recipe, self.ranks = value_net, recipe, ranks
         for name, start in (("center", 0.0), ("spread", 1.0), ("low", 1.0), ("high", 0.0)):
             self.register_buffer(name, torch.tensor(start, dtype=torch.float64))
         self.register_buffer("moments", torch.zeros(len(PLAIN), 5, dtype=torch.float64))
@@ -99,8 +109,8 @@ class ExpectedError(Method):
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Before the first step: batch norm's statistics of these batches, and their mean error as first answer."""
         seen = [self.look(batch) for batch in batches]
-        warm_up_statistics(self.value_net, (one.features for one in seen))
-        errors = torch.cat([one.errors[one.labelled] for one in seen]).double()
+        warm_up_statistics(self.value_net, (one.features for one in seen), ranks=self.ranks)
+        errors = torch.cat([one.errors[one.labelled] for one in map(self._of_all, seen)]).double()
         if not len(errors):
             return
         logits = _logit(errors)
@@ -119,6 +129,7 @@ class ExpectedError(Method):
             strength=self.recipe.strength,
             seed=self.recipe.seed,
             step=batch.step,
+            first=self.ranks.first(len(batch.source_images)),
         )
         return look(
             self._frozen[0],
@@ -132,18 +143,23 @@ class ExpectedError(Method):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The mean over labelled images of the squared distance between what is expected and what is so."""
         seen = self.look(batch)
+        everyones = self._of_all(seen)
         scores = self.value_net.score(seen.features)
         if self.training:
-            self._remember(seen)
+            self._remember(everyones)
         if self.recipe.loss == "logit":
             spread = self.get_buffer("spread").float()
             distance = (scores - _logit(seen.errors.double()).float()) / spread
         else:
             distance = scores.sigmoid() - seen.errors
         weights = seen.labelled.float()
-        return {self.recipe.loss: (weights * distance.square()).sum() / weights.sum().clamp_min(1)}
+        return {self.recipe.loss: (weights * distance.square()).sum() / everyones.labelled.float().sum().clamp_min(1)}
 
-    def _remember(self, seen: Seen) -> None:
+    def _of_all(self, seen: Measures) -> Measures:
+        """What is known of all images of the whole batch, whoever looked at them."""
+        return Measures(*(self.ranks.whole(column) for column in (seen.errors, seen.labelled, seen.plain)))
+
+    def _remember(self, seen: Measures) -> None:
         errors, plain = seen.errors[seen.labelled].double(), seen.plain[seen.labelled].double()
         if not len(errors):
             return

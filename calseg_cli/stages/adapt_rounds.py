@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -108,13 +109,14 @@ class Rounds:
         corrections: Sequence[Loaded],
     ) -> None:
         self.setting, self.stage, self._method_options = setting, stage, method_options
+        self._ranks = setting.ranks
         self._guide, self._corrections = guide, corrections
         self._network: nn.Module = setting.loaded.network
         self.candidates: list[Candidate] = []
 
     def run(self, *, resume: bool) -> Candidate:
         """All rounds, from where a stopped run was; the stage's network is the chosen candidate's."""
-        state = self.stage.begin(resume=resume)
+        state = self._ranks.share(self.stage.begin(resume=resume) if self._ranks.is_main else None)
         first = 0
         if state is None:
             self._begin()
@@ -126,6 +128,8 @@ class Rounds:
             chosen = choose(self.candidates, self.setting.options.choose)
             self._load(chosen.round)
         self._settle(chosen)
+        if not self._ranks.is_main:
+            return chosen
         self.setting.progress.note(f"kept: round {chosen.round} ({RULES[self.setting.options.choose]})")
         self.stage.log({"event": "chosen", "step": chosen.round, "by": self.setting.options.choose})
         scores = {name: value for name, value in chosen.facts().items() if name != "class_shares"}
@@ -136,7 +140,10 @@ class Rounds:
         for number in range(first, self.setting.options.rounds + 1):
             if number > 0:
                 self._train(number, resume=resume and number == first)
-            if not self._judge(number):
+            judged = self._ranks.share(self._ranks.main_does(partial(self._judge, number)))
+            assert judged is not None  # the main process's
+            self.candidates, goes_on = judged
+            if not goes_on:
                 break
 
     @contextmanager
@@ -156,20 +163,22 @@ class Rounds:
         return self.stage.path / f"round-{number}"
 
     def _begin(self) -> None:
-        for old in self.stage.path.glob("round-*"):
-            shutil.rmtree(old)
+        if self._ranks.is_main:
+            for old in self.stage.path.glob("round-*"):
+                shutil.rmtree(old)
         if self.setting.options.warm_up == "all":
             remeasure(self.setting, "measuring the target's statistics")
-        self.stage.at(self.folder(0)).finish(0, self._network, None)
-        self._save(-1)
+        if self._ranks.is_main:
+            self.stage.at(self.folder(0)).finish(0, self._network, None)
+            self._save(-1)
 
     def _save(self, number: int) -> None:
         """From here a stopped run goes on: candidate `number` is judged, and the labels of the next round are whole."""
         facts = [candidate.facts() for candidate in self.candidates]
         self.stage.save(number, self._network, {"step": number, "candidates": facts})
 
-    def _judge(self, number: int) -> bool:
-        """Look at the candidate and label for the next round; whether there is one."""
+    def _judge(self, number: int) -> tuple[list[Candidate], bool]:
+        """Look at the candidate and label for the next round: all candidates, and whether there is such a round."""
         self._load(number)
         options, folder = self.setting.options, self.folder(number)
         warm = options.warm_up != "none"
@@ -192,7 +201,7 @@ class Rounds:
             self._label(number + 1, seen)
             self._save(number)
         shutil.rmtree(scratch, ignore_errors=True)
-        return goes_on
+        return self.candidates, goes_on
 
     def _trust(self) -> float:
         """How far the value net's answers for two images may lie apart: as far as it proved right, unless told."""

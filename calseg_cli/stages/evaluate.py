@@ -3,8 +3,11 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from calseg_cli.artifacts.lineage import stale_note
 from calseg_cli.artifacts.provenance import beside, provenance
@@ -15,7 +18,8 @@ from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
+from calseg_cli.engine.progress import Progress, Silent
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics.bin_intervals import accuracy_intervals
 from calseg_cli.metrics.calibration import Convention
@@ -24,7 +28,7 @@ from calseg_cli.metrics.image_rows import COARSE_BINS
 from calseg_cli.metrics.intervals import LEVEL, Draws, check_resamples, interval, score_draws
 from calseg_cli.metrics.intervals import measured as measured_scores
 from calseg_cli.metrics.scores import Scores, read_scores
-from calseg_cli.metrics.tally import Tally
+from calseg_cli.metrics.tally import Tally, merge
 from calseg_cli.report.bias_figure import bias_figure
 from calseg_cli.report.data import Compared, Intervals, ReportData
 from calseg_cli.report.drawing import save_png
@@ -35,11 +39,12 @@ from calseg_cli.stages.comparison import earlier_results
 from calseg_cli.stages.corrections import Loaded, corrected
 from calseg_cli.stages.domains import evaluation_subset, open_domain
 from calseg_cli.stages.measuring import extra_counts, measure
+from calseg_cli.stages.memory_advice import inference_advice
 from calseg_cli.stages.networks import load_network
-from calseg_cli.stages.predict import OUT_OF_MEMORY
+from calseg_cli.stages.probe import Estimate, Probe, Work
 from calseg_cli.stages.report_data import report_data
 from calseg_cli.stages.roads import ArtifactRoad, NetworkRoad, Road, classes_table
-from calseg_cli.stages.run_folder import LOG, RunFolder, find_network, run_folder, short_name
+from calseg_cli.stages.run_folder import LOG, find_network, run_folder, short_name
 from calseg_cli.stages.tally_file import write_tally
 from calseg_cli.stages.thresholds import check_conditions, check_thresholds
 from calseg_cli.stages.training import read_log
@@ -78,6 +83,10 @@ class Evaluated:
         """The report as plain values for JSON."""
         return to_document(self.data)
 
+    def without_pictures(self) -> "Evaluated":
+        """The same without the images of the page, which are large."""
+        return replace(self, data=replace(self.data, examples=()))
+
 
 def evaluate(
     resolved: Resolved,
@@ -88,45 +97,104 @@ def evaluate(
     out: Path | None,
     progress: Progress,
 ) -> Evaluated:
-    """Measure a network on a labelled split, or a logits artifact against the labels of its images."""
+    """Measure a network on a labelled split, or a logits artifact against the labels of its images.
+
+    The processes that torchrun started measure some of the images each. Counts add exactly, so their number changes
+    no score. The main one alone writes and tells; all return the same, the others without the report's pictures.
+    """
     config, options = resolved.config, resolved.config.evaluate
+    _check_options(options, checkpoint, logits)
+    with process_group("cpu" if logits is not None else config.device) as ranks:
+        listener = progress if ranks.is_main else Silent()
+        seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
+        with memory_errors(lambda: inference_advice(resolved, options.domain)):
+            measured = _opened(resolved, checkpoint, logits, ranks, listener).corrected(corrections)
+            subset = evaluation_subset(measured.road.class_names, names=options.classes, preset=options.eval_classes)
+            tally = _counted(measured, options, ranks, listener)
+            done = _reported(resolved, measured, tally, subset, out) if ranks.is_main else None
+        told = ranks.share(done.without_pictures() if done is not None else None)
+    found = done or told
+    assert found is not None  # the main process's
+    return found
+
+
+def plan_evaluation(
+    resolved: Resolved,
+    corrections: Sequence[Loaded] = (),
+    *,
+    checkpoint: str | None,
+    logits: Path | None,
+    out: Path | None,
+    progress: Progress,
+) -> Estimate:
+    """What `evaluate` would do and take, from a few of its images; writes nothing."""
+    refuse_torchrun("--dry-run")
+    config, options = resolved.config, resolved.config.evaluate
+    _check_options(options, checkpoint, logits)
+    seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
+    probe = Probe(resolved, progress, resume=False)
+    with memory_errors(lambda: inference_advice(resolved, options.domain)):
+        measured = _opened(resolved, checkpoint, logits, ALONE, progress).corrected(corrections)
+        probe.device, road = torch.device(measured.device), measured.road
+        evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
+        extra, classes = extra_counts(options, road.class_names), len(road.class_names)
+        count = partial(measure, num_images=1, num_classes=classes, edges=options.edges, extra=extra)
+        probe.look_at(road.stream(), partial(count, progress=Silent()))
+    images, folder = len(road.dataset), out or run_folder(resolved).evaluate / measured.name
+    work = Work(images=images, classes=classes, batch=1, steps=0, looks=images, networks=0, counts=1, counted=images)
+    return probe.tell(folder, "exists" if folder.exists() else "new", work)
+
+
+def _check_options(options: EvaluateOptions, checkpoint: str | None, logits: Path | None) -> None:
     if checkpoint is not None and logits is not None:
         raise ConfigError("--checkpoint and --logits exclude each other", "give the one that is to be measured")
     check_bins(options.bins, COARSE_BINS)
     check_conditions(options.fail_if, classwise=options.classwise, preset=options.preset is not None)
     if options.intervals:
         check_resamples(options.intervals)
-    run = run_folder(resolved)
-    seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    with memory_errors(OUT_OF_MEMORY):
-        measured = (
-            _from_artifact(resolved, logits, progress)
-            if logits is not None
-            else _from_network(resolved, run, checkpoint)
-        ).corrected(corrections)
-        road = measured.road
-        subset = evaluation_subset(road.class_names, names=options.classes, preset=options.eval_classes)
-        progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
-        tally = measure(
-            road.stream(),
-            len(road.dataset),
-            len(road.class_names),
-            edges=options.edges,
-            progress=progress,
-            extra=extra_counts(options, road.class_names),
-        )
-        scores = read_scores(tally, bins=options.bins, classes=subset, class_names=road.class_names)
-        folder = out or run.evaluate / measured.name
-        meta = _meta(resolved, measured, folder, scores)
-        data = report_data(
-            road,
-            tally,
-            scores,
-            meta,
-            bins=options.bins,
-            title=f"{config.name}: {measured.name}",
-            examples=options.examples if options.html else 0,
-        )
+
+
+def _opened(
+    resolved: Resolved, checkpoint: str | None, logits: Path | None, ranks: Ranks, progress: Progress
+) -> "_Measured":
+    if logits is not None:
+        return _from_artifact(resolved, logits, progress)
+    return _from_network(resolved, checkpoint, ranks)
+
+
+def _counted(measured: "_Measured", options: EvaluateOptions, ranks: Ranks, progress: Progress) -> Tally:
+    """The counts of all images, whichever process counted them."""
+    road = measured.road
+    progress.note(f"evaluating {measured.name}: {len(road.dataset)} images")
+    places = ranks.places(len(road.dataset))
+    own = measure(
+        road.stream(places),
+        len(places),
+        len(road.class_names),
+        edges=options.edges,
+        progress=progress,
+        extra=extra_counts(options, road.class_names),
+    )
+    return merge(ranks.gather(own))
+
+
+def _reported(
+    resolved: Resolved, measured: "_Measured", tally: Tally, subset: list[int] | None, out: Path | None
+) -> Evaluated:
+    """The scores that follow from the counts, and the report's files, written."""
+    config, options, run = resolved.config, resolved.config.evaluate, run_folder(resolved)
+    scores = read_scores(tally, bins=options.bins, classes=subset, class_names=measured.road.class_names)
+    folder = out or run.evaluate / measured.name
+    meta = _meta(resolved, measured, folder, scores)
+    data = report_data(
+        measured.road,
+        tally,
+        scores,
+        meta,
+        bins=options.bins,
+        title=f"{config.name}: {measured.name}",
+        examples=options.examples if options.html else 0,
+    )
     earlier = earlier_results(run.evaluate, measured.name, meta["protocol"], scores.num_images)
     itself = Compared(measured.name, data.scores, data.reliability)
     data = replace(
@@ -165,15 +233,16 @@ class _Measured:
         return replace(self, road=corrected(self.road, corrections), name=self.name + suffix)
 
 
-def _from_network(resolved: Resolved, run: RunFolder, checkpoint: str | None) -> _Measured:
-    config, options = resolved.config, resolved.config.evaluate
+def _from_network(resolved: Resolved, checkpoint: str | None, ranks: Ranks) -> _Measured:
+    config, options, run = resolved.config, resolved.config.evaluate, run_folder(resolved)
     path = find_network(run, checkpoint)
-    device = choose_device(config.device)
+    kind = choose_device(config.device)
+    device = ranks.device(kind)
     loaded = load_network(path, device, resolved)
     dataset = _labelled(resolved, loaded.class_names, options.domain, options.split)
     road = NetworkRoad(loaded, dataset, config.predict, device=device, workers=config.workers)
     name = f"{short_name(path, run)}-{options.domain}-{options.split}{_part(resolved)}"
-    return _Measured(road, name, options.domain, options.split, str(device), read_log(path.parent / LOG))
+    return _Measured(road, name, options.domain, options.split, str(kind), read_log(path.parent / LOG))
 
 
 def _part(resolved: Resolved) -> str:

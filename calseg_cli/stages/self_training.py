@@ -15,11 +15,13 @@ from calseg_cli.data.loader import TrainStream
 from calseg_cli.data.rare_classes import RareClassSampler
 from calseg_cli.data.strong_augmentation import StrongAugmentation
 from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.shared_batch_norm import apart
 from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.methods import ADAPTATIONS, PLUGINS, build_adaptation
 from calseg_cli.methods.prototype_labels import PrototypeLabels
-from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
 from calseg_cli.methods.self_training_domains import check_sizes
+from calseg_cli.methods.self_training_frame import Frame, Masking
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin
 from calseg_cli.networks.build import NETWORKS, build_network
@@ -31,7 +33,7 @@ from calseg_cli.stages.logit_anchors import Anchors
 from calseg_cli.stages.networks import LoadedNetwork
 from calseg_cli.stages.run_folder import LOG, RESUME
 from calseg_cli.stages.settling import Settling
-from calseg_cli.stages.target_training import Setting, remeasure, target_plan
+from calseg_cli.stages.target_training import Setting, batch_slots, remeasure, target_plan
 from calseg_cli.stages.training import StageFolder, augmentation, read_log, run_loop
 from calseg_cli.stages.training_oracle import Labelled
 from calseg_cli.stages.watching import watch
@@ -256,12 +258,18 @@ def train_on_both(
         remeasure(setting, "measuring the target's statistics")
         method.restart_teacher()
 
+    def settle(settling: Settling, network: nn.Module) -> None:
+        """One process finds the temperature, the others wait."""
+        with apart(network):
+            setting.ranks.main_does(lambda: settling(network, stage))
+        setting.ranks.equalise(network.parameters())
+
     def conclude() -> None:
         _note_untaught(stage, setting.progress)
         if method.measures_again:
             remeasure(setting, "measuring the statistics again", method.deployed())
         if settling is not None:
-            settling(method.deployed(), stage)
+            settle(settling, method.deployed())
 
     stream = TrainStream(
         None if source is None else source.training,
@@ -272,7 +280,9 @@ def train_on_both(
         workers=config.workers,
         sampler=None if source is None else _sampler(options, source.training, config.workers),
         held_out=None if source is None else source.held_out,
+        slots=batch_slots(setting),
     )
+    method.work_with(setting.ranks)
     _note_unused(method, options, setting.progress)
     watch(setting, stage, method, stream, labelled, resume=resume)
     run_loop(
@@ -287,6 +297,7 @@ def train_on_both(
         progress=setting.progress,
         stop=setting.stop,
         conclude=conclude,
+        ranks=setting.ranks,
     )
 
 

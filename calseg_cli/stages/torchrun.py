@@ -5,12 +5,12 @@ from contextlib import suppress
 from typing import Literal
 
 from calseg_cli.engine.launch import launched
-from calseg_cli.errors import ConfigError
+from calseg_cli.errors import ConfigError, ThresholdError
 
 Role = Literal["own", "main", "silent"]
 SHARDS = frozenset({"predict", "pseudo_label"})
 """Commands whose processes write a shard each and never talk: see `stages.sharding`."""
-TOGETHER = frozenset({"pretrain"})
+TOGETHER = frozenset({"adapt", "pretrain", "train_valuenet", "evaluate"})
 """Commands whose processes do one work together, which the first of them writes and tells."""
 
 
@@ -41,7 +41,8 @@ def ends(command: str, code: int) -> tuple[bool, int]:
         from calseg_cli.engine.distributed import takes_the_word
     except Exception:  # a signal struck while torch was loading, and it cannot be loaded again: nobody can be asked
         return launched().rank == 0, code
-    return takes_the_word(code)
+    shows_first = code == ThresholdError.exit_code  # the main one's tables come before the error
+    return takes_the_word(code, waits=shows_first and launched().rank > 0)
 
 
 def told(command: str) -> None:

@@ -4,7 +4,9 @@ The network whose answers they are stays bit for bit as it was; no file of the t
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,19 @@ from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
 from calseg_cli.engine.interrupt import stop_on_signals
-from calseg_cli.engine.progress import Progress
+from calseg_cli.engine.progress import Progress, Silent
+from calseg_cli.engine.shared_batch_norm import share_batch_norm
 from calseg_cli.engine.train import Plan
 from calseg_cli.errors import DataError
+from calseg_cli.methods.corruption import KINDS
 from calseg_cli.methods.value_net import Tap, ValueNet
 from calseg_cli.methods.value_net_training import ExpectedError, Recipe
 from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.memory_advice import training_advice
 from calseg_cli.stages.networks import LoadedNetwork, load_network
+from calseg_cli.stages.probe import Estimate, Probe, Work
 from calseg_cli.stages.run_folder import (
     LOG,
     RESUME,
@@ -39,7 +46,6 @@ from calseg_cli.stages.training import StageFolder, augmentation, facts_of, run_
 from calseg_cli.stages.value_net_scores import ALL, CLEAN, Measured, measure_value_net, write_measured
 from calseg_cli.stages.value_nets import KIND, VALUE_NET, check_value_net, write_value_net
 
-OUT_OF_MEMORY = "lower valuenet.batch_size, or set a smaller source.size"
 ERRORS = {"image": "calibration error (ECE)", "class": "class-conditional calibration error"}
 _FIRST = 25  # batches that batch norm's statistics and the first answer are measured on
 _LEARNT_ELSEWHERE = tuple(f"pretrain.{name}" for name in Pretrain.model_fields if name != "augment")
@@ -92,6 +98,11 @@ class _Folder(StageFolder):
         (self.path / RESUME).unlink(missing_ok=True)
         return path
 
+    def finished(self, measured: Measured | None) -> TrainedValueNet:
+        """The value net that the folder holds."""
+        file = self.path / VALUE_NET
+        return TrainedValueNet(file, read_facts(file), measured)
+
     @property
     def _network(self) -> str:
         return str(self.facts["provenance"]["parents"]["checkpoint"])
@@ -100,24 +111,65 @@ class _Folder(StageFolder):
 def train_valuenet(
     resolved: Resolved, *, checkpoint: str | None, resume: bool, force: bool, progress: Progress
 ) -> TrainedValueNet:
-    """Train a value net for the run's source network (or `checkpoint`), and measure it on held-out source images."""
+    """Train a value net for the run's source network (or `checkpoint`), and measure it on held-out source images.
+
+    The processes that torchrun started train it together, each on its share of every batch; the main one alone writes
+    and tells, and all return the same. Raises ConfigError where they cannot share a batch equally.
+    """
+    with process_group(resolved.config.device) as ranks:
+        listener = progress if ranks.is_main else Silent()
+        trained = ranks.share(_train(resolved, checkpoint, ranks, resume=resume, force=force, progress=listener))
+    assert trained is not None  # the main process's
+    return trained
+
+
+def plan_value_net(resolved: Resolved, *, checkpoint: str | None, resume: bool, progress: Progress) -> Estimate:
+    """What `train_valuenet` would do and take, from a few of its steps in memory; writes nothing."""
+    refuse_torchrun("--dry-run")
+    probe = Probe(resolved, progress, resume=resume)
+    _train(resolved, checkpoint, ALONE, resume=False, force=False, progress=probe, probe=probe)
+    assert probe.estimate is not None
+    return probe.estimate
+
+
+def _train(
+    resolved: Resolved,
+    checkpoint: str | None,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    force: bool,
+    progress: Progress,
+    probe: Probe | None = None,
+) -> TrainedValueNet | None:
+    """What the main process finished; None in the others, and where a `probe` only tries it."""
     config, run = resolved.config, run_folder(resolved)
-    device = choose_device(config.device)
+    slots = ranks.slots(config.valuenet.batch_size, "valuenet.batch_size")
+    device = ranks.device(choose_device(config.device))
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     path = find_network(run, checkpoint) if checkpoint else source_network(run)
     loaded = load_network(path, device, resolved)
-    images = _images(resolved, loaded)
-    facts = {**facts_of("train-valuenet", resolved, loaded, run.valuenet, others={}, device=device), "kind": KIND}
+    images = _images(resolved, loaded, slots)
+    facts = {
+        **facts_of("train-valuenet", resolved, loaded, run.valuenet, others={}, device=device),
+        "kind": KIND,
+        **({"processes": ranks.world} if ranks.world > 1 else {}),
+    }
     folder = _Folder(run.valuenet, facts, resolved, may_change=_MAY_CHANGE, must_stay=("valuenet.",))
-    with sole_writer(folder.path), stop_on_signals() as stop, memory_errors(OUT_OF_MEMORY):
-        if claim(folder.path, resume=resume, force=force, finished=VALUE_NET):
-            folder.check_finished()
-            progress.note(f"{folder.path} is finished already; nothing to do")
-            return TrainedValueNet(folder.path / VALUE_NET, read_facts(folder.path / VALUE_NET), None)
+    writer = sole_writer(folder.path) if ranks.is_main else nullcontext()
+    advice = partial(training_advice, resolved, "valuenet", world=ranks.world)
+    if probe is not None:
+        with memory_errors(advice):
+            _try(probe, folder, loaded, images, device)
+        return None
+    with writer, stop_on_signals() as stop, memory_errors(advice):
+        if ranks.share(ranks.is_main and _is_finished(folder, progress, resume=resume, force=force)):
+            return folder.finished(None) if ranks.is_main else None
         progress.note(images.told())
-        method = _method(resolved, loaded, images.stream, device, resume=resume and (folder.path / RESUME).exists())
-        report = _Report(resolved, loaded, images, method, folder, device, progress)
-        file = run_loop(
+        goes_on = ranks.share(resume and (folder.path / RESUME).exists())
+        method = _method(resolved, loaded, images.stream, device, ranks, resume=goes_on)
+        report = _Report(resolved, loaded, images, method, folder, device, progress, ranks)
+        run_loop(
             folder,
             method,
             images.stream,
@@ -128,9 +180,45 @@ def train_valuenet(
             keep_all=False,
             progress=progress,
             stop=stop,
+            ranks=ranks,
         )
+        if not ranks.is_main:
+            return None
         release(folder.path)
-    return TrainedValueNet(file, read_facts(file), report.measured)
+    return folder.finished(report.measured)
+
+
+def _try(probe: Probe, stage: _Folder, loaded: LoadedNetwork, images: "_Images", device: torch.device) -> None:
+    """A few steps, and a few looks at held-out images; the estimate is the probe's."""
+    resolved, options = probe.resolved, probe.resolved.config.valuenet
+    method = _method(resolved, loaded, images.stream, device, ALONE, resume=False)
+    loop = partial(run_loop, resume=False, device=device, validate=None, keep_all=False, progress=probe)
+    probe.run(
+        stage,
+        device,
+        lambda folder: loop(folder, method, images.stream, _plan(resolved), stop=probe.stop),
+        finished=VALUE_NET,
+    )
+    probe.look(loaded.network, images.held_out, labelled=True)
+    changes = 1 + (len(KINDS) if options.measure_strength > 0 else 0)
+    work = Work(
+        images=len(images.stream.source or ()),
+        classes=len(loaded.class_names),
+        batch=options.batch_size,
+        steps=options.steps,
+        looks=changes * len(images.held_out),
+        networks=1,
+    )
+    probe.conclude(work, method.value_net)
+
+
+def _is_finished(folder: _Folder, progress: Progress, *, resume: bool, force: bool) -> bool:
+    """Whether nothing is left to do; else the folder is ready to be written."""
+    if not claim(folder.path, resume=resume, force=force, finished=VALUE_NET):
+        return False
+    folder.check_finished()
+    progress.note(f"{folder.path} is finished already; nothing to do")
+    return True
 
 
 @dataclass(frozen=True)
@@ -147,7 +235,7 @@ class _Images:
         return f"learning on {self.fit}; measuring on {self.measured_on}"
 
 
-def _images(resolved: Resolved, loaded: LoadedNetwork) -> _Images:
+def _images(resolved: Resolved, loaded: LoadedNetwork, slots: range | None) -> _Images:
     config, options = resolved.config, resolved.config.valuenet
     domain = open_domain(resolved, "source", loaded.class_names)
     val = domain.dataset("val", with_labels=True)
@@ -164,7 +252,13 @@ def _images(resolved: Resolved, loaded: LoadedNetwork) -> _Images:
         fit = domain.dataset("train", with_labels=True)
     held_out = val.subset(range(first, len(val))[: options.max_items])
     stream = TrainStream(
-        fit, None, options.batch_size, augmentation(config.pretrain.augment), seed=config.seed, workers=config.workers
+        fit,
+        None,
+        options.batch_size,
+        augmentation(config.pretrain.augment),
+        seed=config.seed,
+        workers=config.workers,
+        slots=slots,
     )
     return _Images(stream, held_out, _described(options.fit_split, fit), _described("val", held_out))
 
@@ -177,7 +271,7 @@ def _described(split: str, dataset: SegmentationDataset) -> str:
 
 
 def _method(
-    resolved: Resolved, loaded: LoadedNetwork, stream: TrainStream, device: torch.device, *, resume: bool
+    resolved: Resolved, loaded: LoadedNetwork, stream: TrainStream, device: torch.device, ranks: Ranks, *, resume: bool
 ) -> ExpectedError:
     """A value net before its first step; one that goes on gets all of that from its state."""
     options = resolved.config.valuenet
@@ -195,7 +289,9 @@ def _method(
     assert first.source_images is not None
     with torch.no_grad(), Tap(frozen) as tap:
         frozen(first.source_images[:1])
-    method = ExpectedError(frozen, ValueNet(tap.features.shape[1], pooling=options.pooling), recipe).to(device)
+    value_net = ValueNet(tap.features.shape[1], pooling=options.pooling)
+    share_batch_norm(value_net, ranks)
+    method = ExpectedError(frozen, value_net, recipe, ranks).to(device)
     if not resume:
         method.prepare(batch.to(device) for batch in stream.batches(0, min(_FIRST, options.steps)))
     return method
@@ -224,6 +320,7 @@ class _Report:
     folder: _Folder
     device: torch.device
     progress: Progress
+    ranks: Ranks
     measured: Measured | None = None
 
     def __call__(self, network: nn.Module, step: int) -> Mapping[str, Any]:
@@ -240,6 +337,7 @@ class _Report:
             workers=self.resolved.config.workers,
             device=self.device,
             progress=self.progress,
+            ranks=self.ranks,
         )
         told = {
             "target": options.target,
@@ -250,8 +348,9 @@ class _Report:
             "range": list(self.method.seen_range()),
             "plain_lines": {name: list(line) for name, line in lines.items()},
         }
-        self._write(told)
-        self._say()
+        if self.ranks.is_main:
+            self._write(told)
+            self._say()
         return {**told, "scores": self.measured.document()}
 
     def _write(self, told: Mapping[str, Any]) -> None:

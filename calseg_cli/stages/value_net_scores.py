@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from calseg_cli.artifacts.writer import ArtifactWriter
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import evaluation_samples
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.progress import Progress
 from calseg_cli.methods.corruption import KINDS, corrupt
 from calseg_cli.methods.value_net import ValueNet
@@ -108,15 +109,19 @@ def measure_value_net(
     workers: int,
     device: torch.device,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Measured:
-    """Both networks in evaluation mode over labelled images, each clean and under every kind of change."""
+    """Both networks in evaluation mode over labelled images, each clean and under every kind of change.
+
+    Several `ranks` measure some of the images each; all of them get the rows of all, in the images' order.
+    """
     net.eval()
     frozen.eval()
-    ids: list[str] = []
-    changes: list[str] = []
-    numbers: list[tuple[float, float, list[float]]] = []
-    progress.start("measuring the value net", len(dataset))
-    for place, (name, image, label, _) in enumerate(evaluation_samples(dataset, workers)):
+    places = ranks.places(len(dataset))
+    rows: list[_Row] = []
+    progress.start("measuring the value net", len(places))
+    samples = evaluation_samples(dataset, workers, places)
+    for place, (name, image, label, _) in zip(places, samples, strict=True):
         assert label is not None
         labels = torch.from_numpy(label)[None].long().to(device)
         for change, changed in _views(image[0].to(device), strength, (recipe.seed, _MEASURED, place)):
@@ -131,12 +136,11 @@ def measure_value_net(
             if bool(seen.labelled[0]):
                 with torch.no_grad():
                     expected = float(net(seen.features)[0])
-                ids.append(name)
-                changes.append(change)
-                numbers.append((float(seen.errors[0]), expected, seen.plain[0].tolist()))
+                rows.append(_Row(place, name, change, float(seen.errors[0]), expected, seen.plain[0].tolist()))
         progress.advance()
     progress.finish()
-    return _collected(ids, changes, numbers, lines)
+    everyones = [row for own in ranks.gather(rows) for row in own]
+    return _collected(sorted(everyones, key=lambda row: row.place), lines)
 
 
 def write_measured(folder: Path, measured: Measured, meta: Mapping[str, Any], error: str) -> tuple[Path, Path]:
@@ -167,17 +171,27 @@ def _views(image: Tensor, strength: float, seed: Sequence[int]) -> Iterator[tupl
             yield kind, corrupt(image, kind, strength, np.random.default_rng((*seed, place)))
 
 
-def _collected(
-    ids: Sequence[str], changes: Sequence[str], numbers: Sequence[tuple[float, float, list[float]]], lines: Lines
-) -> Measured:
-    true = np.array([error for error, _, _ in numbers], np.float64)
-    plain = np.array([row for _, _, row in numbers], np.float64).reshape(len(numbers), len(PLAIN))
-    expected = {VALUE_NET: np.array([net for _, net, _ in numbers], np.float64)}
-    expected["mean"] = np.full(len(numbers), lines["mean"][0])
+@dataclass(frozen=True)
+class _Row:
+    """An image at its place in the dataset, a change of it, and what is true and expected there."""
+
+    place: int
+    id: str
+    change: str
+    error: float
+    expected: float
+    plain: list[float]
+
+
+def _collected(rows: Sequence[_Row], lines: Lines) -> Measured:
+    true = np.array([row.error for row in rows], np.float64)
+    plain = np.array([row.plain for row in rows], np.float64).reshape(len(rows), len(PLAIN))
+    expected = {VALUE_NET: np.array([row.expected for row in rows], np.float64)}
+    expected["mean"] = np.full(len(rows), lines["mean"][0])
     for column, name in enumerate(PLAIN):
         offset, slope = lines[name]
         expected[name] = np.clip(offset + slope * plain[:, column], 0, 1)
-    return Measured(tuple(ids), tuple(changes), true, expected)
+    return Measured(tuple(row.id for row in rows), tuple(row.change for row in rows), true, expected)
 
 
 def _cells(scores: Agreement) -> list[str]:

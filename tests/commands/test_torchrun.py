@@ -1,20 +1,13 @@
 """Training under torchrun: once by torchrun itself, else by processes forked with the environment that it gives."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Client
 
 import pytest
 
 from calseg_cli.artifacts.tensors_file import read_facts
-from tests.commands.conftest import SETTINGS
 from tests.commands.outcomes import failed, keep_few, log, weights
-from tests.ranks import torchrun
+from tests.commands.side_by_side import by_torchrun, ended_by, pair
 
 WORDS = ("pretrain", "--batch-size", "4", "--set", "source.size=[48,64]", "--set", "pretrain.log_every=1")
 WORDS = (*WORDS, "--set", "pretrain.validate_every=2", "--set", "pretrain.optimizer=sgd")
@@ -31,35 +24,9 @@ def scenes(trained, tmp_path_factory):
     return folder
 
 
-def pair(calseg, folders, *words, world=2):
-    """What a command says in each of the processes, in folders of their own or all in one."""
-    folders = folders if isinstance(folders, list) else [folders] * world
-    with torchrun(world) as environment, ThreadPoolExecutor(world) as threads:
-        return list(
-            threads.map(
-                lambda rank: calseg(*words, cwd=folders[rank], env=environment(rank), timeout=120), range(world)
-            )
-        )
-
-
 @pytest.mark.slow
 def test_torchrun_itself_starts_them(scenes):
-    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    program += [
-        "--rdzv-endpoint",
-        "127.0.0.1:0",
-        "--local-addr",
-        "127.0.0.1",
-        "-m",
-        "calseg_cli",
-        *SHORT,
-        "--name",
-        "itself",
-        "--steps",
-        "2",
-    ]
-    env = {**os.environ, **SETTINGS, "GLOO_SOCKET_IFNAME": "lo"}
-    ran = subprocess.run(program, cwd=scenes, env=env, capture_output=True, text=True, timeout=300, check=False)
+    ran = by_torchrun(scenes, *SHORT, "--name", "itself", "--steps", "2")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "runs/itself/1-pretrain/network.safetensors\n"
     assert ran.stderr.count("step 2: source val") == 1
@@ -95,38 +62,6 @@ def test_two_processes_make_one_result_of_the_same_images(scenes, calseg):
     assert ["finished already" in ran.err for ran in finished] == [True, False]
 
 
-def start(calseg, folder, environment, *words):
-    """A forked command's connection and process id; its exit code comes through the connection."""
-    for stream in ("out", "err"):
-        (folder / f"{stream}{environment['RANK']}").write_text("")
-    connection = Client(calseg._address)
-    said = [str(folder / f"{stream}{environment['RANK']}") for stream in ("out", "err")]
-    connection.send((list(words), str(folder), {**os.environ, **SETTINGS, **environment}, *said))
-    return connection, connection.recv()
-
-
-def end_of(connection):
-    assert connection.poll(180), "it hangs"
-    return connection.recv()
-
-
-def ended_by(signum, calseg, folder, state, *words):
-    """Start two processes, send the second one a signal as soon as they have written a state; their exit codes."""
-    with torchrun() as environment:
-        started = [start(calseg, folder, environment(rank), *words) for rank in range(2)]
-        before, end = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 180
-        while not state.exists() or state.stat().st_mtime_ns == before:
-            assert time.monotonic() < end, (folder / "err0").read_text()
-            time.sleep(0.01)
-        os.kill(started[1][1], signum)
-        codes = [end_of(connection) for connection, _ in started]
-    said = "".join((folder / f"err{rank}").read_text() for rank in range(2))
-    assert said.count("error:") == 1
-    assert "--resume" in said
-    assert "Traceback" not in said
-    return codes
-
-
 def test_what_ends_one_process_ends_both_and_the_state_goes_on(scenes, calseg, tmp_path):
     """SIGTERM, then a kill of what was resumed, then one process goes on where two were."""
     shutil.copytree(scenes, tmp_path / "w")
@@ -155,18 +90,18 @@ def test_an_error_in_one_process_ends_both_with_its_code(scenes, calseg, tmp_pat
 
 REFUSED = [
     ((*WORDS, "--batch-size", "5"), 2, "5 images cannot be shared equally by 2 processes"),
-    (("adapt", "--method", "self-training"), 2, "adapt works in one process, and torchrun started 2"),
-    (("train-valuenet",), 2, "train-valuenet works in one process"),
-    (("evaluate",), 2, "evaluate works in one process"),
+    (("train-valuenet", "--set", "valuenet.batch_size=3"), 2, "valuenet.batch_size: 3 images cannot be shared"),
+    (("calibrate", "--method", "temperature"), 2, "calibrate works in one process, and torchrun started 2"),
     (("pretrain", "--steps", "0"), 2, "pretrain.steps"),
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "told"), REFUSED, ids=[" ".join(words[:1]) for words, _, _ in REFUSED])
+@pytest.mark.parametrize(("words", "code", "told"), REFUSED, ids=[words[0] for words, _, _ in REFUSED])
 def test_a_refusal_is_one_line_of_one_process(scenes, calseg, words, code, told):
     ran = pair(calseg, scenes, *words, "--name", "refused") if words[0] == "pretrain" else pair(calseg, scenes, *words)
     assert [one.code for one in ran] == [code, code]
-    (err,) = [one.err for one in ran if one.err]
-    assert err.count("error:") == 1
-    assert told in err
+    said = [one.err for one in ran if one.err]
+    assert len(said) == 1, said
+    assert said[0].count("error:") == 1
+    assert told in said[0]
     assert not (scenes / "runs/refused").exists()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from calseg_cli.data.loader import TrainStream, evaluation_samples
+from calseg_cli.data.loader import TrainStream, evaluation_samples, sweep
 from tests.data.test_loader import WILD, opened
 
 
@@ -27,3 +27,17 @@ def test_places_of_measured_images_make_all_of_them(many):
     shares = [[sample[0] for sample in evaluation_samples(dataset, 0, range(n, len(dataset), 3))] for n in range(3)]
     assert sorted(name for share in shares for name in share) == names
     assert shares[1] == names[1::3]
+
+
+@pytest.mark.parametrize("size", [None, (24, 32)], ids=["sizes of their own", "one size"])
+def test_shares_of_a_sweep_are_its_batches(many, size):
+    dataset = opened(many, with_labels=False)
+    dataset.size = size
+    whole = list(sweep(dataset, 2, shuffle_seed=2))
+    shares = [list(sweep(dataset, 2, shuffle_seed=2, share=(k, 2))) for k in range(2)]
+    assert len(whole) > 2
+    for k in range(2):
+        for batch, own in zip(whole[k::2], shares[k], strict=True):
+            assert (batch.step, batch.target_ids) == (own.step, own.target_ids)
+            assert torch.equal(batch.target_images, own.target_images)
+    assert list(sweep(dataset, len(dataset), share=(1, 2))) == [], "more processes than batches"

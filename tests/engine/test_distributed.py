@@ -107,7 +107,12 @@ def test_sums_are_exact_and_everybody_holds_the_same(monkeypatch):
         flag = torch.tensor([ranks.is_main])
         ranks.equalise([moved, flag])
         ranks.barrier()
+        truth = torch.tensor([[ranks.is_main]])
+        both = ranks.whole(torch.tensor([[1.0, 2.0]]).t()[:, 0] + 10 * ranks.rank)
+        worked = ranks.main_does(lambda: time.sleep(0.2) or ranks.rank)
         return {
+            "both": both, "part": ranks.own(both), "truth": ranks.whole(truth), "first": ranks.first(3),
+            "worked": worked,
             "big": ranks.total(big), "odd": ranks.total(odd), "own": big, "largest": ranks.largest([ranks.rank, 5]),
             "share": ranks.share(f"of {ranks.rank}"), "gather": ranks.gather(ranks.rank), "summed": summed,
             "mean": weights[0].grad, "moved": (float(moved.sum()), bool(flag)), "places": list(ranks.places(5)),
@@ -130,6 +135,20 @@ def test_sums_are_exact_and_everybody_holds_the_same(monkeypatch):
         assert torch.equal(found["mean"], torch.arange(6.0).view(3, 2) * 3)
         assert found["moved"] == (0.0, True)
     assert (first["places"], second["places"]) == ([0, 2, 4], [1, 3])
+    for found in (first, second):
+        assert found["both"].tolist() == [1, 2, 11, 12]
+        assert found["truth"].tolist() == [[True], [False]]
+    assert (first["part"].tolist(), second["part"].tolist()) == ([1, 2], [11, 12])
+    assert (first["first"], second["first"]) == (0, 3)
+    assert (first["worked"], second["worked"]) == (0, None), "the main process works, the others wait for it"
+
+
+def test_who_waits_for_the_main_processs_work_ends_with_it():
+    def broken():
+        raise DataError("no such image")
+
+    ended = together(lambda ranks: ranks.main_does(broken), seconds=60)
+    assert ended == [(4, "no such image"), (4, None)]
 
 
 def test_one_process_is_as_if_there_were_no_such_thing(monkeypatch):

@@ -198,3 +198,24 @@ def test_bf16_trains():
     records: list[dict] = []
     run(Plan(steps=30, lr=0.01, head_lr=0.05, amp="bf16", log_every=1), records=records)
     assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_the_scale_of_fp16_is_resumed(tmp_path):
+    """A gradient that overflows halves the scale and takes no step; a run that goes on must know."""
+
+    class Loud(Fit):
+        def forward(self, batch):
+            return {"ce": super().forward(batch)["ce"] * (1e6 if batch.step == 2 else 1.0)}
+
+    plan = Plan(steps=6, lr=0.01, head_lr=0.02, amp="fp16", checkpoint_every=4)
+    saved = {}
+
+    def save(step, state):
+        write_checkpoint(tmp_path / f"{step}", {}, FACTS, copy.deepcopy(state))
+        saved[step] = read_checkpoint(tmp_path / f"{step}").state
+
+    whole, _ = run(plan, method=Loud(), on_save=save)
+    assert saved[4]["scaler"]["scale"] == 2.0**15  # one half of where it begins
+    resumed, _ = run(plan, method=Loud(), state=saved[4], on_save=save)
+    assert same(whole, resumed)
+    assert saved[6]["scaler"]["scale"] == 2.0**15

@@ -26,22 +26,29 @@ class Small(nn.Module):
         return self.classify(self.features(images))
 
 
-@pytest.fixture
-def network():
+def small() -> Small:
+    """Always the same weights."""
     torch.manual_seed(0)
     return Small()
 
 
+def batch_of(step: int = 0, size: int = 4, *, ignore: float = 0.1) -> Batch:
+    """Images that show their labels, of both domains and held out; they follow from the step."""
+    generator = torch.Generator().manual_seed(step)
+    cells = torch.rand(size, 3, 4, 5, generator=generator)
+    images = cells.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)  # patches that a stride of 2 can see
+    labels = images.argmax(dim=1)
+    labels[torch.rand(labels.shape, generator=generator) < ignore] = 255
+    ids = tuple(f"{step}-{n}" for n in range(size))
+    held_out = images.flip(0), labels.flip(0)
+    return Batch(step, images, labels, images + 1, ids, ids, labels, *held_out)
+
+
+@pytest.fixture
+def network():
+    return small()
+
+
 @pytest.fixture
 def make_batch():
-    def make(step: int = 0, size: int = 4, *, ignore: float = 0.1) -> Batch:
-        generator = torch.Generator().manual_seed(step)
-        cells = torch.rand(size, 3, 4, 5, generator=generator)
-        images = cells.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)  # patches that a stride of 2 can see
-        labels = images.argmax(dim=1)
-        labels[torch.rand(labels.shape, generator=generator) < ignore] = 255
-        ids = tuple(f"{step}-{n}" for n in range(size))
-        held_out = images.flip(0), labels.flip(0)
-        return Batch(step, images, labels, images + 1, ids, ids, labels, *held_out)
-
-    return make
+    return batch_of

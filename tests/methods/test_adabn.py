@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from calseg_cli.engine.distributed import ALONE
+from calseg_cli.engine.shared_batch_norm import apart, share_batch_norm
 from calseg_cli.errors import ConfigError
 from calseg_cli.methods import ADAPTATIONS, build_adaptation
 from calseg_cli.methods.adabn import AdaBN
+from tests.ranks import together
 
 
 def test_only_running_statistics_move(network, make_batch):
@@ -58,3 +61,28 @@ def test_it_is_found_by_name(network):
     assert ADAPTATIONS["adabn"] is AdaBN
     assert isinstance(build_adaptation("adabn", network, momentum=0.5), AdaBN)
     assert AdaBN.requires == {"target"}
+
+
+def test_processes_that_saw_different_batches_know_what_one_would(network, make_batch):
+    """The second of two sees one batch of three, normalised by itself, and what they counted adds up."""
+
+    def measured(places, ranks=None):
+        own = copy.deepcopy(network)
+        if ranks is not None:
+            share_batch_norm(own, ranks)
+        method = AdaBN(own)
+        method.work_with(ranks or ALONE)
+        with apart(method):
+            for place in places:
+                method(make_batch(place, size=4 if place else 3))
+        method.end_of_sweep()
+        return {name: value.clone() for name, value in method.deployed().state_dict().items()}
+
+    whole = measured(range(3))
+    ended = together(lambda ranks: measured(range(ranks.rank, 3, 2), ranks))
+    assert [code for code, _ in ended] == [0, 0], ended
+    for _, found in ended:
+        assert found.keys() == whole.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, atol=1e-7, rtol=1e-6)
+    assert not torch.allclose(whole["encoder.1.running_mean"], network.encoder[1].running_mean)

@@ -14,7 +14,8 @@ from calseg_cli.methods import build_adaptation
 from calseg_cli.methods.blda import BLDA, build_blda
 from calseg_cli.methods.logit_alignment import alignment_table
 from calseg_cli.methods.logit_mixtures import Mixtures, fit_mixtures
-from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame, Masking
 from calseg_cli.methods.self_training_labels import Trust
 from tests.methods.self_training_examples import trained as run
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from calseg_cli.errors import ConfigError
 from calseg_cli.methods.dacal import DACal, DACalOptions, build_dacal
-from calseg_cli.methods.self_training import Frame, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.temperature_learning import Learning, Mixed, TemperatureLearner
 from tests.methods.self_training_examples import trained

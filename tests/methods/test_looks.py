@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from calseg_cli.methods.dacal import build_dacal
-from calseg_cli.methods.self_training import Frame, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.networks.build import build_network
 from tests.methods.self_training_examples import CLASSES, batch_of, step_of

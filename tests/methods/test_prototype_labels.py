@@ -11,7 +11,8 @@ from calseg_cli.errors import ConfigError
 from calseg_cli.methods.prototype_labels import PrototypeLabels
 from calseg_cli.methods.prototype_state import PrototypeState
 from calseg_cli.methods.prototypes import PrototypeOptions, Prototypes
-from calseg_cli.methods.self_training import Frame, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.networks.build import build_network
 from tests.methods.self_training_examples import CLASSES, Spy, batch_of, step_of
 

@@ -14,7 +14,8 @@ from calseg_cli.engine.train import Plan, build_optimizer
 from calseg_cli.errors import ConfigError, DataError
 from calseg_cli.losses.weighted_cross_entropy import weighted_cross_entropy
 from calseg_cli.methods import ADAPTATIONS, PLUGINS, adaptation_kind
-from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame, Masking
 from calseg_cli.methods.self_training_labels import Trust, sampled, taught
 from calseg_cli.networks.build import build_network
 from tests.methods.self_training_examples import CLASSES, PLAIN, SIZE, Spy, batch_of, step_of

@@ -10,7 +10,8 @@ from torch import nn
 
 from calseg_cli.errors import ConfigError
 from calseg_cli.methods.feature_distance import FeatureDistance, cell_labels
-from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame, Masking
 from calseg_cli.methods.self_training_labels import Trust
 from calseg_cli.methods.self_training_view import Plugin
 from calseg_cli.networks.build import build_network

@@ -14,7 +14,8 @@ from calseg_cli.methods import build_adaptation, self_training
 from calseg_cli.methods.blda import build_blda
 from calseg_cli.methods.dacal import build_dacal
 from calseg_cli.methods.logit_mixtures import fit_mixtures
-from calseg_cli.methods.self_training import Frame, Masking, SelfTraining
+from calseg_cli.methods.self_training import SelfTraining
+from calseg_cli.methods.self_training_frame import Frame, Masking
 from calseg_cli.methods.self_training_labels import Trust, sampled
 from tests.methods.self_training_examples import PLAIN, Spy
 from tests.methods.self_training_examples import trained as run
@@ -68,12 +69,12 @@ def test_each_image_is_mixed_with_the_next_by_the_teachers_classes(network, make
 @pytest.mark.parametrize("labels", ["hard", "soft", "sampled"])
 def test_with_an_empty_mask_nothing_of_the_other_image_is_seen(network, make_batch, monkeypatch, labels, base):
     frame = replace(FREE, labels=labels, base=base, masking=Masking(block=4))
-    monkeypatch.setattr(self_training, "class_mix_masks", lambda given, _: torch.zeros_like(given[:, None]).bool())
+    monkeypatch.setattr(self_training, "class_mix_masks", lambda given, *_: torch.zeros_like(given[:, None]).bool())
     batch = bare(make_batch(0))
     first = looked(network, batch, frame)[1]
     garbage = {torch.float32: float("nan"), torch.int64: 77}
     monkeypatch.setattr(
-        self_training, "of_the_neighbour", lambda values: torch.full_like(values, garbage[values.dtype])
+        self_training, "of_the_neighbour", lambda values, *_: torch.full_like(values, garbage[values.dtype])
     )
     second = looked(network, batch, frame)[1]
     assert first.keys() == second.keys()

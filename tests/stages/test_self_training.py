@@ -12,7 +12,7 @@ from PIL import Image
 from calseg_cli.config import load_config
 from calseg_cli.engine.progress import Silent
 from calseg_cli.errors import DataError
-from calseg_cli.methods.self_training import Frame
+from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.networks.build import NETWORKS
 from calseg_cli.stages.domains import open_domain
 from calseg_cli.stages.self_training import (
