@@ -250,12 +250,16 @@ def steady(folder: Path, name: str, seconds: float) -> dict[str, Any]:
     process = subprocess.Popen(
         program, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
-    sizes, end = [], time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
+    sizes, end = [], None
+    while process.poll() is None and (end is None or time.monotonic() < end):
         time.sleep(0.5)
-        sizes.append(resident(process.pid))
+        if end is None and any((folder / "runs/steady").rglob("log.jsonl")):  # the first steps are done, all is loaded
+            end = time.monotonic() + seconds
+        elif end is not None:
+            sizes.append(resident(process.pid))
     process.kill()
-    process.wait()
+    if process.wait() != -signal.SIGKILL:
+        raise RuntimeError(f"{name} ended with {process.returncode} before it was to")
     quarter = max(1, len(sizes) // 4)
     start, middle, last = (
         statistics.median(part)
@@ -281,16 +285,20 @@ def resident(pid: int) -> float:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    began, chance = time.monotonic(), random.Random(options.seed)
+    chance = random.Random(options.seed)
     chosen = [stage for stage in STAGES if not options.only or stage.name in options.only]
     found: defaultdict[str, Found] = defaultdict(Found)
     with tempfile.TemporaryDirectory() as scratch:
         whole, folder = Path(scratch) / "whole", Path(scratch) / "round"
         whole.mkdir()
         seconds = prepare(whole)
+        began = time.monotonic()
         end = began + 60 * options.minutes
-        told = {name: steady(whole, name, 0.1 * 60 * options.minutes) for name in STEADY}
-        shutil.rmtree(whole / "runs/steady", ignore_errors=True)
+        told = {}
+        for name in STEADY:
+            tell(f"without a break: {name}")
+            told[name] = steady(whole, name, 0.1 * 60 * options.minutes)
+            shutil.rmtree(whole / "runs/steady")
         for stage in drawn(chosen, chance, end):
             one_round(whole, folder, stage, seconds[stage.name], chance, found[stage.name])
             tell(f"{stage.name}: {found[stage.name].kills} kills, {len(found[stage.name].wrong)} wrong")
@@ -300,7 +308,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "minutes": round((time.monotonic() - began) / 60, 1),
         "kills": kills.total(),
         "rounds": sum(one.rounds for one in found.values()),
-        "all_equal": not any(one.wrong for one in found.values()),
+        "all_equal": bool(found) and not any(one.wrong for one in found.values()),
         "flat": all(one["growth"] <= GROWTH for one in told.values()),
         "steady": told,
         "stages": {stage.name: found[stage.name].document() for stage in chosen},

@@ -275,7 +275,7 @@ def test_stopped_at_the_very_end(store, whole, tmp_path, monkeypatch, where):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from calseg_cli.artifacts.geometry import Geometry
@@ -289,6 +289,8 @@ with ArtifactWriter(Path(sys.argv[1]), "logits", meta=meta, ids=ids, resume=True
         values = np.random.default_rng(int(name)).normal(size=(2, 40, 50)).astype(np.float16)
         writer.add_item(name, {"logits": values}, Geometry((40, 50), (40, 50)))
         if len(sys.argv) > 2 and number == int(sys.argv[2]):
+            while not writer._facts:  # on a machine under load nothing may have been written yet
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 print(writer.digest)
 """
