@@ -39,9 +39,12 @@ from calseg_cli.methods.blda import BLDA, BLDAOptions
 from calseg_cli.methods.calsfda import CalSFDA
 from calseg_cli.methods.cbst import CBST
 from calseg_cli.methods.dacal import build_dacal
+from calseg_cli.methods.prototype_labels import PrototypeLabels
+from calseg_cli.methods.prototypes import PrototypeOptions
 from calseg_cli.methods.self_training import SelfTraining
 from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.methods.source import CalibrationTerm, Source
+from calseg_cli.methods.tent import Tent
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network
 
@@ -59,11 +62,13 @@ METHODS = {
     "source": Contestant(Source),
     "source+ece": Contestant(lambda network: Source(network, ece=CalibrationTerm(1.0)), "source", "<= 1.10"),
     "source+ece(soft)": Contestant(lambda network: Source(network, ece=CalibrationTerm(1.0, binning="soft")), "source"),
+    "tent": Contestant(Tent, "source"),
     "cbst": Contestant(CBST),
     "calsfda": Contestant(CalSFDA, "cbst"),
     "self-training": Contestant(SelfTraining),
     "self-training(daformer)": Contestant(lambda network: SelfTraining(network, Frame("daformer")), "self-training"),
     "self-training(mic)": Contestant(lambda network: SelfTraining(network, Frame("mic")), "self-training"),
+    "self-training(prototypes)": Contestant(lambda network: with_prototypes(network), "self-training"),
     "dacal": Contestant(lambda network: dacal(network), "self-training", "<= 1.60", "<= 1.35"),
     "dacal(last-layer)": Contestant(lambda network: dacal(network, route="last-layer"), "self-training"),
     "dacal(network)": Contestant(lambda network: dacal(network, route="network"), "self-training"),
@@ -83,6 +88,11 @@ class Acting(BLDA):
 def blda(network: Network, **options: Any) -> Method:
     """BLDA at full work."""
     return SelfTraining(network, plugins=[Acting(network, BLDAOptions(warm_up=0, **options))])
+
+
+def with_prototypes(network: Network) -> Method:
+    """Labels corrected by prototypes that are counted as it trains."""
+    return SelfTraining(network, prototypes=PrototypeLabels(network.num_classes, PrototypeOptions(prior=20.0)))
 
 
 def both(network: Network) -> Method:
@@ -245,11 +255,25 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=2))
         return
+    sys.stdout.write(f"{table(found)}\n")
+
+
+def table(found: dict[str, Any]) -> str:
+    """The same in Markdown."""
+    told = {key: value for key, value in found.items() if key != "networks"}
+    lines = [
+        str(told),
+        "| network | method | over | time | seconds | target | memory | MiB | target |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for network, methods in found["networks"].items():
-        for method, figures in methods.items():
-            told = "  ".join(f"{key} {value:.3f}" for key, value in figures.items() if isinstance(value, float))
-            print(f"{network}  {method} over {figures['base']}: {told}")
-    print({key: value for key, value in found.items() if key != "networks"})
+        for method, row in methods.items():
+            time_, memory = (
+                f"{row[f'{kind}_over_base']:.2f} | {value} | {row[f'{kind}_target'] or ''}"
+                for kind, value in (("time", f"{row['seconds']:.3g}"), ("memory", f"{row['memory_mib']:.0f}"))
+            )
+            lines.append(f"| {network} | {method} | {row['base']} | {time_} | {memory} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -25,3 +25,11 @@ def test_it_measures_time_and_memory(steps):
 
 def test_every_method_has_a_base_that_is_measured(steps):
     assert all(one.base is None or steps.METHODS[one.base].base is None for one in steps.METHODS.values())
+
+
+def test_the_table_tells_what_was_found(steps):
+    row = {"base": "source", "time_over_base": 1.234, "seconds": 0.5, "base_seconds": 0.4, "memory_over_base": 1.5}
+    row |= {"memory_mib": 300.4, "time_target": "<= 1.10", "memory_target": None}
+    text = steps.table({"networks": {"tiny": {"source+ece": row}}, "seed": 0})
+    assert "| tiny | source+ece | source | 1.23 | 0.5 | <= 1.10 | 1.50 | 300 |  |" in text
+    assert "{'seed': 0}" in text
