@@ -39,8 +39,8 @@ class FrozenOptions:
     """As in training (docs/dacal.md): `learning`, `outer`, `mask`, `strong`, and `augmentation`, that of the mixes.
 
     `statistics`: whose mean and variance batch-norm layers use on mixes, those of the "batch", since a mix is of
-    neither domain, or the network's "running" ones, with which it predicts. `views` and `dtype` say how logits of the
-    target are made: as `predict` does.
+    neither domain, or the network's "running" ones, with which it predicts. `views`, `dtype` and `amp` say how logits
+    of the target are made: as `predict` does.
     """
 
     learning: Learning = field(default_factory=Learning)
@@ -51,6 +51,7 @@ class FrozenOptions:
     augmentation: StrongAugmentation = field(default_factory=StrongAugmentation)
     views: Views = field(default_factory=Views)
     dtype: LogitsDtype = "float16"
+    amp: str = "off"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class FrozenDACal:
                 device=images.device,
                 views=self.options.views,
                 dtype=self.options.dtype,
+                amp=self.options.amp,
             )
         )
         return torch.stack([one.logits for one in made]).float().to(images.device), made[0].geometry

@@ -118,6 +118,7 @@ class FrozenFit:
             augmentation=StrongAugmentation(**config.adapt.self_training.strong.model_dump()),
             views=views_of(config.predict),
             dtype=config.predict.logits_dtype,
+            amp=config.predict.amp,
         )
         return FrozenDACal(self.loaded.network, options, seed=config.seed)
 

@@ -331,6 +331,7 @@ def _validator(
             device=device,
             views=views_of(resolved.config.predict, plain=True),
             dtype=resolved.config.predict.logits_dtype,
+            amp=resolved.config.predict.amp,
         )
         with memory_errors(lambda: inference_advice(resolved, "source", input_size(dataset))):
             own = measure(predictions, len(places), dataset.num_classes, edges=options.edges, progress=progress)

@@ -180,7 +180,14 @@ class Probe(Silent):
         samples, views = evaluation_samples(dataset), views_of(config.predict, plain=True)
         count = partial(measure, num_images=1, num_classes=dataset.num_classes, edges=config.evaluate.edges)
         self.look_at(
-            predict(network, samples, device=self.device, views=views, dtype="float32"),  # type: ignore[arg-type]
+            predict(
+                network,  # type: ignore[arg-type]
+                samples,
+                device=self.device,
+                views=views,
+                dtype="float32",
+                amp=config.predict.amp if labelled else "off",  # statistics are measured without
+            ),
             partial(count, progress=Silent()) if labelled else None,
         )
 

@@ -92,11 +92,18 @@ class Bench:
         return load_network(candidate.path, self.device, self.resolved).network
 
     def predictions(self, network: Network) -> Iterator[Prediction]:
-        """Its plain answers, as pretrain's own validation measures them; whole where a value net reads features."""
-        config = self.resolved.config
-        views = views_of(config.predict, plain=True) if self.value_net is None else None
+        """Its plain answers, as pretrain's own validation measures them; whole and exact for a value net's features."""
+        config, plain = self.resolved.config, self.value_net is None
+        views = views_of(config.predict, plain=True) if plain else None
         samples = evaluation_samples(self.open_data(), config.workers)
-        return predict(network, samples, device=self.device, views=views, dtype=config.predict.logits_dtype)
+        return predict(
+            network,
+            samples,
+            device=self.device,
+            views=views,
+            dtype=config.predict.logits_dtype,
+            amp=config.predict.amp if plain else "off",
+        )
 
 
 def with_labels(
@@ -200,7 +207,7 @@ def _changed_settings(before: Mapping[str, Any], resolved: Resolved) -> str | No
             if old.get(name) != new.get(name):
                 return f"source.{name}"
     old, new = before.get("predict", {}), now["predict"]
-    decide = ["logits_dtype", "window", *(["window_overlap"] if new["window"] else [])]
+    decide = ["logits_dtype", "amp", "window", *(["window_overlap"] if new["window"] else [])]
     return next((f"predict.{name}" for name in decide if old.get(name) != new[name]), None)
 
 

@@ -123,6 +123,7 @@ class OracleCurves:
             device=self.setting.device,
             views=views_of(config.predict, plain=True),
             dtype=config.predict.logits_dtype,
+            amp=config.predict.amp,
         )
         images = self.labelled.images
         tally = measure(

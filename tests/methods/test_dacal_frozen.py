@@ -155,12 +155,13 @@ def test_cells_of_the_padding_count_nothing():
         assert (mix.labels[:, 12:] == 255).all()
 
 
-def test_the_target_is_labelled_as_predict_does_it():
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_target_is_labelled_as_predict_does_it(amp):
     network, batch = build_network("tiny", CLASSES, init="none", seed=0).eval(), batch_of(0)
-    frozen = FrozenDACal(network, FrozenOptions())
+    frozen = FrozenDACal(network, FrozenOptions(amp=amp))
     logits, _ = frozen._predicted(batch.target_images)
     samples = [("x", image[None], None, (24, 32)) for image in batch.target_images]
-    expected = [one.logits for one in predict(network, samples, device=torch.device("cpu"))]
+    expected = [one.logits for one in predict(network, samples, device=torch.device("cpu"), amp=amp)]
     assert all(torch.equal(found.half(), one) for found, one in zip(logits, expected, strict=True))
 
 
