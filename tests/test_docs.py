@@ -184,8 +184,14 @@ def test_class_tables_hold_the_published_values(make_tables):
 # Examples
 
 
+STARTS = ("calseg", "calseg_cli", "stage.sbatch")
+
+
 def command_lines() -> list[tuple[str, str]]:
-    """Every `calseg ...` of the bash blocks, with the page it stands on; pipes, variables and redirections cut off."""
+    """Every `calseg ...` of the bash blocks, with the page it stands on; pipes, variables and redirections cut off.
+
+    So are those under torchrun, and those that a job's script is handed; a script's own "$@" is not.
+    """
     found = []
     for page in PAGES:
         for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
@@ -194,7 +200,9 @@ def command_lines() -> list[tuple[str, str]]:
             words: list[str] = []
             for word in [*lexer, "&&"]:
                 if set(word) <= set("|&;<>"):
-                    found += [(page.name, shlex.join(words))] if "calseg" in words else []
+                    named = next((words.index(name) for name in STARTS if name in words), None)
+                    if named is not None and words[named + 1 : named + 2] != ["$@"]:
+                        found.append((page.name, shlex.join(["calseg", *words[named + 1 :]])))
                     words = []
                 else:
                     words.append(word)
@@ -203,8 +211,7 @@ def command_lines() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), command_lines())
 def test_commands_in_examples_parse(page, line):
-    words = shlex.split(line)
-    words = words[words.index("calseg") + 1 :]
+    words = shlex.split(line)[1:]
     command = get_command(build())
     context = command.make_context("calseg", list(words), resilient_parsing=not words or words[0].startswith("-"))
     while words and not words[0].startswith("-") and hasattr(command, "commands"):
@@ -225,6 +232,13 @@ def test_the_examples_are_found_and_wrong_ones_would_fail():
         test_commands_in_examples_parse("", "calseg evil")
     with pytest.raises(AssertionError):
         test_commands_in_examples_parse("", "calseg pretrain --set pretrain.stepz=1")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_scripts_are_bash(page):
+    for script in blocks(page, "bash"):
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def yaml_blocks() -> list[tuple[str, str]]:
