@@ -59,12 +59,19 @@ SETTLE = ("--settle", "--set", "calibrate.steps=10")
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, what it leaves below the folder, and whether it goes on after a break."""
+    """A command, what it leaves below the folder, whether it goes on after a break, and whether it refuses a result."""
 
     name: str
     words: tuple[str, ...]
     result: str
     resumes: bool = True
+    refuses: bool = True
+
+    def again(self, folder: Path) -> tuple[str, ...]:
+        """The words after which the command goes on, or begins anew."""
+        if self.resumes:
+            return ("--resume",)
+        return ("--force",) if self.refuses and (folder / self.result).exists() else ()
 
 
 def adapt(method: str, *more: str, resumes: bool = True) -> Stage:
@@ -99,7 +106,13 @@ STAGES = (
         "prototypes.h5",
         resumes=False,
     ),
-    Stage("evaluate", ("evaluate", "--checkpoint", "pretrain", "-o", "measured"), "measured", resumes=False),
+    Stage(
+        "evaluate",
+        ("evaluate", "--checkpoint", "pretrain", "-o", "measured"),
+        "measured",
+        resumes=False,
+        refuses=False,
+    ),
 )  # fmt: skip
 STEADY = {
     "pretrain": ("pretrain", "--name", "steady", "--set", "pretrain.validate_every=0"),
@@ -230,7 +243,7 @@ def one_round(whole: Path, folder: Path, stage: Stage, seconds: float, chance: r
             break
         found.kills += 1
         found.longest_chain = max(found.longest_chain, number)
-        more = ("--resume",) if stage.resumes else ("--force",) if target.exists() else ()
+        more = stage.again(folder)
     else:
         ended = run(folder, *stage.words, *more)
     if ended.code:
