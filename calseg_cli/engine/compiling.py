@@ -33,11 +33,31 @@ class _Unwatched:
 
     def __init__(self, network: nn.Module, run: Callable[..., Any]) -> None:
         self._network, self._run = network, run
+        self._parts: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        if any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._network.modules()):
+        if self._is_watched():
             return self._network._call_impl(*inputs, **named)  # type: ignore[no-untyped-call]
         return self._run(*inputs, **named)
+
+    def part(self, name: str) -> Callable[..., Any]:
+        """The network's method of that name, compiled by itself."""
+        plain = getattr(self._network, name)
+        if self._is_watched():
+            return plain  # type: ignore[no-any-return]
+        if name not in self._parts:
+            self._parts[name] = torch.compile(plain, backend=BACKEND)
+        return self._parts[name]
+
+    def _is_watched(self) -> bool:
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self._network.modules())
+
+
+def part_of(network: nn.Module, name: str) -> Callable[..., Any] | None:
+    """A method that does part of the network's work, compiled where the network is; None where it has none."""
+    whole = getattr(network, "_compiled_call_impl", None)
+    has_it = getattr(network, name, None) is not None
+    return whole.part(name) if has_it and isinstance(whole, _Unwatched) else getattr(network, name, None)
 
 
 def is_compiled(network: nn.Module) -> bool:

@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"device {name}: this torch sees no CUDA device", "--device cpu, or install a CUDA build")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {name}: there are {torch.cuda.device_count()} CUDA devices", "count from cuda:0")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # whose generator is saved, and whose memory is asked for, is the current one's
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device mps: not available here", "--device cpu")
     return device

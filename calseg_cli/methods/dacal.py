@@ -150,7 +150,8 @@ class DACal(Plugin):
         none = torch.full_like(view.source_labels, IGNORE)
         labels = mixed(view.source_labels[:, None], none[:, None], view.masks)[:, 0]
         features = view.mixed_features if view.mixed_features is not None else view.teacher_logits[:, :0]
-        return Mixed(features, _on_grid(labels, view, IGNORE), _on_grid(view.weights, view), view.mixed_images)
+        labels, weights = _on_grid(labels, view, IGNORE), _on_grid(view.weights, view)
+        return Mixed(features, labels, weights, self._shown(view.mixed_images))
 
     def _outer(self, view: View) -> Mixed:
         """Labelled cells that judge, pasted into target images."""
@@ -160,7 +161,11 @@ class DACal(Plugin):
         pasted = self._pasted(view, images, labels, masks)
         labels = mixed(labels[:, None], taught[:, None], masks)[:, 0]
         features = _features(view.student, pasted) if self.options.learning.route != "network" else pasted[:, :0]
-        return Mixed(features, _on_grid(labels, view, IGNORE), _on_grid(weights, view), pasted)
+        return Mixed(features, _on_grid(labels, view, IGNORE), _on_grid(weights, view), self._shown(pasted))
+
+    def _shown(self, images: Tensor) -> Tensor | None:
+        """Images of a mix where the route needs them: they would travel between processes for nothing."""
+        return images if self.options.learning.route == "network" else None
 
     def _pasted(self, view: View, images: Tensor, labels: Tensor, masks: Tensor) -> Tensor:
         pasted = mixed(images, view.target_images, masks)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from calseg_cli.engine.compiling import part_of
+
 
 class Parted:
     """A network whose pass notes the features on its way, with their graph, where it has a way to stop there."""
@@ -15,7 +17,7 @@ class Parted:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The logits (B,C,h,w) of images (B,3,H,W)."""
-        extract, classify = (getattr(self._network, name, None) for name in ("features", "classify"))
+        extract, classify = part_of(self._network, "features"), getattr(self._network, "classify", None)
         if extract is None or classify is None:
             logits: Tensor = self._network(images)
             return logits

@@ -3,6 +3,7 @@
 Li et al. 2026, arXiv 2602.20860. The paper's full text is not public; docs/dacal.md says what is this project's.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,11 +111,16 @@ def last_layer(network: nn.Module) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+_TOLD = ("mean", "q05", "q50", "q95", "at_bound", "gradient")
+
+
 class TemperatureLearner(nn.Module):
     """A temperature network, its optimiser and its average; everything it remembers is in the state dict.
 
     `hard_share` of what a target cell is taught is the teacher's class: temperatures must make up for its sharpness.
     """
+
+    told: Tensor
 
     def __init__(self, classes: int, learning: Learning, *, seed: int = 0, hard_share: float = 0.0) -> None:
         super().__init__()
@@ -124,7 +130,7 @@ class TemperatureLearner(nn.Module):
         )
         self.optimizer = MetaOptimizer(self.network, lr=learning.lr, level_lr=learning.level_lr, rule=learning.rule)
         self.average = AveragedTemperature(self.network, decay=learning.average)
-        self._told: dict[str, Tensor] = {}
+        self.register_buffer("told", torch.full((len(_TOLD),), math.inf))
 
     def step(self, student: nn.Module, logits: Tensor, inner: Mixed, outer: Mixed) -> None:
         """Move the temperatures of the teacher's logits (B,C,h,w) once.
@@ -141,15 +147,16 @@ class TemperatureLearner(nn.Module):
             gradient = covariance_gradient(direction, logits, temperatures.detach(), weights, total=total)
         norm = self.optimizer.descend(self.network.log_temperature_of(raw), gradient)
         self.average.update(self.network)
-        self._told = {"temperature": temperatures.detach(), "temperature_gradient": norm.detach()}
+        found = {
+            **temperature_statistics(temperatures, self.learning.bound),
+            "gradient": float(norm),
+        }
+        self.told.copy_(torch.tensor([found.get(name, math.inf) for name in _TOLD]))
 
     def report(self) -> dict[str, float]:
-        """Of the last step: the spread of T, and the norm of its gradient before it was scaled."""
-        if not self._told:
-            return {}
-        found = temperature_statistics(self._told["temperature"], self.learning.bound)
-        named = {f"temperature_{name}": value for name, value in found.items()}
-        return {**named, "temperature_gradient": float(self._told["temperature_gradient"])}
+        """Of the last step: the spread of T, and the norm of its gradient before it was scaled; nothing before it."""
+        found = zip(_TOLD, self.told.tolist(), strict=True)
+        return {f"temperature_{name}": value for name, value in found if math.isfinite(value)}
 
     def _targets(self, inner: Mixed, logits: Tensor, temperatures: Tensor) -> Tensor:
         soft = lesson(logits.float() / temperatures, self.hard_share)

@@ -17,8 +17,9 @@ from calseg_cli.stages.target_training import Setting, train_on_target
 from calseg_cli.stages.training import StageFolder, void
 
 _FROM_THE_FIRST = {
-    "self_training": {"warm_up": False, "settle": False, "visualize": 0, "oracle": False},
+    "self_training": {"warm_up": False, "hard_steps": 0, "settle": False, "visualize": 0, "oracle": False},
     "dacal": {"warm_up": 0},  # its own steps are the dear ones
+    "blda": {"warm_up": 0},
 }
 
 

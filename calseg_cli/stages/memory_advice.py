@@ -47,10 +47,11 @@ def input_size(dataset: SegmentationDataset) -> Size:
 
 
 def _for_training(resolved: Resolved, section: str, size: Size | None, world: int) -> Iterator[str]:
-    options, domain = _section(resolved, section), "source" if section in ("pretrain", "valuenet") else "target"
+    options = _section(resolved, section)
+    domain = "source" if section in ("pretrain", "valuenet") else resolved.config.adapt.domain
     if getattr(options, "grad_checkpoint", None) is False and not resolved.config.compile:
         yield f"{_set(section, grad_checkpoint='true')} (the same numbers, slower; also with --resume)"
-    smaller = _smaller_batch(options.batch_size, world)
+    smaller = _smaller_batch(options.batch_size, world, 2 if getattr(options, "source_free", False) else 1)
     if smaller is not None and hasattr(options, "accumulate"):
         more = options.accumulate * (options.batch_size // smaller)
         yield f"{_set(section, batch_size=smaller, accumulate=more)} (as many images a step, {smaller} at a time)"
@@ -96,9 +97,9 @@ def _part(size: Size, divisor: float) -> Size | None:
     return (height, width) if height * width < size[0] * size[1] else None
 
 
-def _smaller_batch(batch: int, world: int) -> int | None:
-    """The largest part of a batch that `world` processes can share; None where there is none."""
-    return next((part for part in range(batch // 2, 0, -1) if batch % part == 0 and part % world == 0), None)
+def _smaller_batch(batch: int, world: int, least: int) -> int | None:
+    """The largest part of a batch that `world` processes can share, of `least` images; None where there is none."""
+    return next((part for part in range(batch // 2, least - 1, -1) if batch % part == 0 and part % world == 0), None)
 
 
 def _section(resolved: Resolved, section: str) -> Any:

@@ -206,7 +206,7 @@ def _changed_settings(before: Mapping[str, Any], resolved: Resolved) -> str | No
         for name in sorted({*old, *new}):
             if old.get(name) != new.get(name):
                 return f"source.{name}"
-    old, new = before.get("predict", {}), now["predict"]
+    old, new = {"amp": "off", **before.get("predict", {})}, now["predict"]  # the key is younger than some networks
     decide = ["logits_dtype", "amp", "window", *(["window_overlap"] if new["window"] else [])]
     return next((f"predict.{name}" for name in decide if old.get(name) != new[name]), None)
 

@@ -11,6 +11,7 @@ from calseg_cli.engine.compiling import compile_network, is_compiled
 from calseg_cli.engine.device import memory_errors
 from calseg_cli.engine.recompute import recomputing
 from calseg_cli.errors import ConfigError, DeviceError
+from calseg_cli.methods.parted_network import Parted
 from calseg_cli.networks.build import build_network
 
 
@@ -58,6 +59,25 @@ def test_what_looks_into_a_network_sees_it_after_compiled_calls_too(ran):
     assert ran
     assert int(pooled.get_buffer("count_0")) == 2 * 16 * 16
     assert alike_states(*found)
+
+
+def test_a_pass_that_notes_features_runs_compiled_too(ran):
+    """Self-training's student goes through its two halves, not through the whole."""
+    seen, images = [], torch.rand(2, 3, 32, 32)
+    for network in networks():
+        parted = Parted(network)
+        before = len(ran)
+        logits = parted(images)
+        logits.square().mean().backward()
+        assert (len(ran) > before) == is_compiled(network)
+        seen.append([logits, parted.features, *(one.grad for one in network.parameters())])
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other)
+    hook = network.encoder.register_forward_hook(lambda *_: noted.append(1))
+    noted = []
+    parted(images)
+    assert noted == [1]
+    hook.remove()
 
 
 def alike_states(one, other):

@@ -27,6 +27,15 @@ def test_an_absent_device_is_named(monkeypatch):
         choose_device("cuda:1")
 
 
+def test_the_device_that_is_named_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)]
+
+
 @pytest.mark.parametrize(
     "error", [torch.cuda.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )

@@ -77,6 +77,7 @@ MADE = {
     "dacal, acting": _frame(plugins=[_dacal()]),
     "dacal, last layer": _frame(plugins=[_dacal(route="last-layer", outer="source+hard", mask="same", hard_share=0.3)]),
     "dacal, network": _frame(plugins=[_dacal(route="network", strong=False)]),
+    "dacal, now and then": _frame(plugins=[_dacal(warm_up=0, interval=3, bound=1.05, level_lr=1.0)]),
     "dacal, mic": _frame(Frame(base="mic", feature_weight=0.01, feature_ratio=0.5), plugins=[_dacal()]),
     "blda, acting": _frame(plugins=[_blda(density_weight=0.2)]),
     "blda, source-free": _frame(FREE, plugins=[_blda(anchors=True)]),

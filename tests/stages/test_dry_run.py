@@ -8,6 +8,9 @@ import torch
 
 from calseg_cli.engine.progress import Silent
 from calseg_cli.errors import ArtifactError, CalsegError, ConfigError, DataError, DeviceError
+from calseg_cli.methods.blda import BLDA
+from calseg_cli.methods.dacal import DACal
+from calseg_cli.methods.source import CalibrationTerm
 from calseg_cli.networks.network import Network
 from calseg_cli.stages.adapt import plan_adaptation
 from calseg_cli.stages.evaluate import evaluate, plan_evaluation
@@ -190,3 +193,26 @@ def test_an_estimate_is_told_as_one(run):
     assert all(f"{name}, estimated" in rows for name in ("time", "memory", "disk"))
     assert document["dry_run"] is True
     assert document["estimated_peak_bytes"] > 50e6
+
+
+# What begins later is tried at once
+
+
+@pytest.mark.parametrize("later", ["self_training__hard_steps", "dacal__warm_up", "blda__warm_up"])
+def test_what_most_steps_do_is_what_is_tried(run, monkeypatch, later):
+    """DA-Cal's and BLDA's own work is met by the first steps, whatever comes before it in a whole run."""
+    seen = {}
+    targets, correct = DACal.targets, BLDA.correct
+    monkeypatch.setattr(DACal, "targets", lambda self, *words: seen.setdefault("dacal", 1) and targets(self, *words))
+    monkeypatch.setattr(
+        BLDA, "correct", lambda self, *words: seen.setdefault("blda", self.options.warm_up) or correct(self, *words)
+    )
+    adapting(run, adapt__method="dacal+blda", adapt__self_training__steps=10, **{f"adapt__{later}": 1000})
+    assert seen == {"dacal": 1, "blda": 0}
+
+
+def test_the_calibration_term_is_tried_whenever_it_is_to_begin(run, monkeypatch):
+    seen, term = [], CalibrationTerm.__call__
+    monkeypatch.setattr(CalibrationTerm, "__call__", lambda *words: seen.append(1) or term(*words))
+    planned(run, name="ece", pretrain__ece__weight=1.0, pretrain__ece__start_step=1000)
+    assert seen

@@ -100,6 +100,18 @@ def test_self_training_is_not_offered_what_it_does_not_have(run):
     assert "adapt.self_training.grad_checkpoint" in told
 
 
+def test_two_images_to_mix_with_each_other_are_not_taken_apart(run):
+    mixed = {"adapt__method": "blda", "adapt__self_training__source_free": True}
+    assert "batch_size" not in adapt_advice(configured(run, **mixed, adapt__self_training__batch_size=2))
+    assert "batch_size=2 " in adapt_advice(configured(run, **mixed, adapt__self_training__batch_size=4))
+
+
+def test_the_images_that_are_adapted_to_are_the_ones_to_be_made_smaller(run):
+    told = {"adapt__method": "adabn", "adapt__adabn__batch_size": 1}
+    assert "--set target.size" in adapt_advice(configured(run, **told), (64, 64))
+    assert "--set source.size" in adapt_advice(configured(run, **told, adapt__domain="source"), (64, 64))
+
+
 OPTIONS = {"resume": False, "force": False, "progress": Silent()}
 STAGES = {
     "pretrain": (lambda it: pretrain(it, **OPTIONS), {"name": "new"}, "pretrain.batch_size"),
