@@ -98,7 +98,12 @@ class Terminated(BaseException):
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, _ends_already)
     raise Terminated
+
+
+def _ends_already(signum: int, frame: FrameType | None) -> None:
+    """Ignore it: a scheduler's SIGTERM and torchrun's own, which follows, end a command once."""
 
 
 UNCONFIGURED = (

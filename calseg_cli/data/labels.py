@@ -37,6 +37,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         return np.array(straight.convert("RGB"))
 
 
+def read_image_size(path: Path) -> tuple[int, int]:
+    """The (height, width) that `read_image` gives, from the file's head alone. Raises DataError as that does."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
 def read_label(path: Path, layout: Layout) -> NDArray[np.uint8]:
     """The class indices (H,W) of a label file, IGNORE where the layout ignores the value.
 

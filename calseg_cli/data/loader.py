@@ -1,18 +1,18 @@
 """Owns batches: the endless stream to train on, one sweep over all images, and images one by one to measure on."""
 
-import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from calseg_cli.data.dataset import Sample, SegmentationDataset, Size
+from calseg_cli.data.labels import read_image_size
 from calseg_cli.data.ordered import read_ahead
 from calseg_cli.data.rare_classes import RareClassSampler
 from calseg_cli.data.transforms import Augmentation, augment
@@ -97,23 +97,16 @@ class TrainStream:
 
         Raises DataError when a file cannot be read or when the images of a batch differ in size.
         """
-        read = self.batch if self.slots is None else self._share
-        return read_ahead(read, range(start_step, stop_step), self.workers)
-
-    def _share(self, step: int) -> Batch:
-        """The same, where torchrun signals a process and all that it started: the parent alone may answer.
-
-        A worker that ended at once would take the step at hand with it, which is to be saved.
-        """
-        if get_worker_info() is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return self.batch(step)
+        return read_ahead(self.batch, range(start_step, stop_step), self.workers)
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step."""
+        """The batch of one step; raises as `batches`."""
         source = self._samples(self.source, _SOURCE, step)
         target = self._samples(self.target, _TARGET, step)
         held_out = self._samples(self.held_out, _HELD_OUT, step)
+        if self.slots is not None:
+            for domain, dataset in ((_SOURCE, self.source), (_TARGET, self.target), (_HELD_OUT, self.held_out)):
+                self._check_whole_batch(dataset, domain, step)
         return Batch(
             step,
             _images(source),
@@ -129,7 +122,7 @@ class TrainStream:
     def _samples(self, dataset: SegmentationDataset | None, domain: int, step: int) -> list[Sample]:
         if dataset is None:
             return []
-        augmentation = (self.held_out_augmentation if domain == _HELD_OUT else None) or self.augmentation
+        augmentation = self._augmentation(domain)
         samples = []
         for slot in range(self.batch_size) if self.slots is None else self.slots:
             sample = dataset.read(self._index(len(dataset), domain, step, slot))
@@ -137,6 +130,19 @@ class TrainStream:
             image, label = augment(sample.image, sample.label, augmentation, rng)
             samples.append(replace(sample, image=image, label=label))
         return samples
+
+    def _check_whole_batch(self, dataset: SegmentationDataset | None, domain: int, step: int) -> None:
+        """Raise what one process with all slots would raise: images may differ in size between shares alone.
+
+        Of other processes' images the file's own word on its size is enough, and each is asked once.
+        """
+        if dataset is None or dataset.size is not None or self._augmentation(domain).crop is not None:
+            return
+        places = (self._index(len(dataset), domain, step, slot) for slot in range(self.batch_size))
+        _check_sizes([(item.id, _size_in_file(item.image)) for item in (dataset.items[place] for place in places)])
+
+    def _augmentation(self, domain: int) -> Augmentation:
+        return (self.held_out_augmentation if domain == _HELD_OUT else None) or self.augmentation
 
     def _index(self, count: int, domain: int, step: int, slot: int) -> int:
         """Which of a domain's `count` images a slot of a step shows."""
@@ -223,23 +229,30 @@ def _permutation(seed: int, domain: int, epoch: int, count: int) -> NDArray[np.i
 def _images(samples: list[Sample]) -> Tensor | None:
     if not samples:
         return None
-    first = samples[0]
-    for sample in samples:
-        if sample.image.shape != first.image.shape:
-            raise DataError(
-                f"images of one batch differ in size: {_size(first)} and {_size(sample)}",
-                "set the domain's size, or pretrain.augment.crop",
-            )
+    _check_sizes([(sample.id, (sample.image.shape[0], sample.image.shape[1])) for sample in samples])
     return torch.stack([image_tensor(sample.image) for sample in samples])
 
 
-def _size(sample: Sample) -> str:
-    return f"{sample.id} is {sample.image.shape[0]}x{sample.image.shape[1]}"
+def _check_sizes(images: Sequence[tuple[str, Size]]) -> None:
+    """Raise DataError for images, each (id, (height, width)), that cannot stand in one batch."""
+    first, size = images[0]
+    for name, other in images:
+        if other != size:
+            raise DataError(
+                f"images of one batch differ in size: {first} is {size[0]}x{size[1]} and "
+                f"{name} is {other[0]}x{other[1]}",
+                "set the domain's size, or pretrain.augment.crop",
+            )
 
 
 def _labels(samples: list[Sample]) -> Tensor | None:
     labels = [sample.label for sample in samples if sample.label is not None]
     return torch.from_numpy(np.stack(labels)).long() if labels else None
+
+
+@lru_cache(maxsize=2**16)
+def _size_in_file(path: Path) -> Size:
+    return read_image_size(path)
 
 
 def _moved(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calseg_cli.artifacts.geometry import Geometry, Size
+from calseg_cli.data.ordered import closing_reader
 from calseg_cli.engine.device import autocast
 from calseg_cli.engine.forward import geometry_of, native_logits
 from calseg_cli.engine.network_shape import SegmentationNetwork
@@ -72,7 +73,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predictions in the order of `samples`; the network must be in evaluation mode on `device`."""
     views = views or Views()
-    with torch.inference_mode():
+    with closing_reader(samples), torch.inference_mode():
         for name, image, label, out_hw in samples:
             with autocast(device, amp):
                 logits, geometry = _answer(network, image, out_hw, views, device)

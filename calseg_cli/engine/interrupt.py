@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from calseg_cli.engine.launch import launched
 from calseg_cli.errors import StoppedError
 
 
@@ -29,21 +30,29 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Collect SIGINT and SIGTERM as a request while the block runs; a second one strikes at once.
 
+    Of several processes under torchrun SIGTERM never strikes: schedulers signal them as well as torchrun, whose own
+    signal follows, and one that was told to stop by another process has had none yet. A second Ctrl-C does. After a
+    request SIGTERM stays without effect there, so that it cannot cut short what the process has yet to say.
+
     Outside the main thread, where Python delivers no signals, the request simply never comes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
+    together = launched().world > 1
+    received: list[int] = []
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        if request:
+        if received and not (together and signum == signal.SIGTERM):
             raise KeyboardInterrupt
-        request.signum = signum
+        received.append(signum)
+        request.signum = request.signum or signum
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not (together and request and number == signal.SIGTERM):
+                signal.signal(number, handler)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calseg_cli.data.loader import Batch
+from calseg_cli.data.ordered import closing_reader
 from calseg_cli.engine.batch_statistics import too_small_for_batch_norm
 from calseg_cli.engine.checkpoint import random_state, restore_random_state
 from calseg_cli.engine.device import autocast
@@ -95,7 +96,7 @@ def train(
     batches = iter(stream.batches(start * plan.accumulate, plan.steps * plan.accumulate))
     progress.start("training", plan.steps, done=start)
     clock, done = time.perf_counter(), start
-    with recomputing(method.network, wanted=plan.grad_checkpoint):
+    with closing_reader(batches), recomputing(method.network, wanted=plan.grad_checkpoint):
         for step in range(start, plan.steps):
             method.train()
             set_learning_rates(optimizer, plan, step)
@@ -108,12 +109,11 @@ def train(
             last = done == plan.steps
             saves, logs = asked or last or _is_due(done, plan.checkpoint_every), last or _is_due(done, plan.log_every)
             validates = _is_due(done, plan.validate_every) and not last
-            if saves or logs:
+            if saves or logs or validates:
                 terms = {name: ranks.total(term) for name, term in terms.items()}
             if saves or validates:
                 ranks.equalise(method.buffers())  # batch norm that is not shared counts apart
-            if saves:
-                _check_finite(done, terms)  # before a broken state takes a good one's place
+                _check_finite(done, terms)  # before a broken state takes a good one's place; a stop may come any time
             if logs:
                 record = _record(done, terms, norm, optimizer, (time.perf_counter() - clock), method.report())
                 hooks.log(record)
@@ -230,7 +230,7 @@ def _record(
 
 
 def _check_finite(step: int, terms: dict[str, Tensor]) -> dict[str, float]:
-    """The terms as numbers. Looked at when logged or saved, not every step: reading a number makes a GPU wait."""
+    """The terms as numbers. Looked at when logged, saved or validated, not every step: reading one makes a GPU wait."""
     values = {name: float(term) for name, term in terms.items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
@@ -267,7 +267,7 @@ def sweep(
     """Show a method every batch once, without gradients; the number of batches seen."""
     seen = 0
     method.to(device)
-    with torch.no_grad():
+    with closing_reader(batches), torch.no_grad():
         for batch in batches:
             method(batch.to(device))
             method.after_step(seen)

@@ -1,9 +1,12 @@
 """A process's share of a batch: the shares together are the batch of one process, bit for bit."""
 
+import numpy as np
 import pytest
 import torch
 
 from calseg_cli.data.loader import TrainStream, evaluation_samples, sweep
+from calseg_cli.data.transforms import PLAIN, Augmentation
+from calseg_cli.errors import DataError
 from tests.data.test_loader import WILD, opened
 
 
@@ -41,3 +44,48 @@ def test_shares_of_a_sweep_are_its_batches(many, size):
             assert (batch.step, batch.target_ids) == (own.step, own.target_ids)
             assert torch.equal(batch.target_images, own.target_images)
     assert list(sweep(dataset, len(dataset), share=(1, 2))) == [], "more processes than batches"
+
+
+DOMAINS = ["source", "target", "held_out"]
+
+
+def with_one_larger(many, save_png, make_picture):
+    """The same images but for one, which is larger."""
+    save_png(many / "train/images/3.png", make_picture((14, 16)))
+    save_png(many / "train/labels/3.png", np.zeros((14, 16), np.uint8))
+    return opened(many)
+
+
+def stream_of(domain, dataset, slots, **options):
+    given = dict.fromkeys(("source", "target"), None) | {domain: dataset}
+    return TrainStream(**given, batch_size=5, seed=0, slots=slots, **{"augmentation": PLAIN, **options})
+
+
+def refusal(stream):
+    with pytest.raises(DataError) as caught:
+        list(stream.batches(0, 1))
+    return caught.value.message, caught.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_every_share_refuses_images_of_unlike_size_in_the_words_of_one_process(
+    many, save_png, make_picture, domain, workers
+):
+    dataset = with_one_larger(many, save_png, make_picture)
+    alone = refusal(stream_of(domain, dataset, None))
+    assert "14x16" in alone[0]
+    for place in range(5):  # most shares hold but alike images, or one
+        assert refusal(stream_of(domain, dataset, range(place, place + 1), workers=workers)) == alone
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_shares_of_unlike_images_that_a_size_or_a_crop_makes_alike(many, save_png, make_picture, domain):
+    dataset = with_one_larger(many, save_png, make_picture)
+    cropped = Augmentation(crop=(10, 12))
+    options = {"held_out_augmentation": cropped} if domain == "held_out" else {"augmentation": cropped}
+    for place in range(5):
+        assert list(stream_of(domain, dataset, range(place, place + 1), **options).batches(0, 1))
+    dataset.size = (10, 12)
+    for place in range(5):
+        assert list(stream_of(domain, dataset, range(place, place + 1)).batches(0, 1))

@@ -51,13 +51,13 @@ class Images:
             yield Batch(step, images, images.argmax(1), None, (), ())
 
 
-def run(plan, *, method=None, state=None, stop=None, on_save=None, stream=None, records=None):
+def run(plan, *, method=None, state=None, stop=None, on_save=None, stream=None, records=None, on_validate=None):
     method = method or Fit()
     if state is None:
         torch.manual_seed(1)
     hooks = Hooks(
         log=(records.append if records is not None else lambda record: None),
-        validate=lambda step: None,
+        validate=on_validate or (lambda step: None),
         save=on_save or (lambda step, saved: None),
     )
     done = train(
@@ -175,6 +175,63 @@ def test_a_loss_that_is_not_finite_stops_before_saving():
     with pytest.raises(StoppedError, match=r"no longer finite at step 1 \(term ce\)"):
         run(Plan(steps=3, log_every=1), method=Broken(), on_save=lambda step, state: saved.append(step))
     assert saved == []
+
+
+@pytest.mark.parametrize("log_every", [0, 2])
+def test_a_broken_state_is_not_saved_when_the_stop_comes_during_validation(log_every):
+    class Breaks(Fit):
+        def forward(self, batch):
+            return {"ce": super().forward(batch)["ce"] * (float("nan") if batch.step == 2 else 1.0)}
+
+    stop, saved = StopRequest(), []
+
+    def asks(step):
+        if step == 3:
+            stop.signum = 15
+
+    with pytest.raises(StoppedError, match=r"no longer finite at step 3 \(term ce\)"):
+        run(
+            Plan(steps=6, validate_every=1, checkpoint_every=2, log_every=log_every),
+            method=Breaks(),
+            stop=stop,
+            on_validate=asks,
+            on_save=lambda step, state: saved.append(step),
+        )
+    assert saved == [2]
+
+
+def test_a_stop_during_validation_saves_the_step():
+    stop, saved = StopRequest(), []
+    plan = Plan(steps=6, validate_every=2, log_every=0)
+    _, done = run(
+        plan,
+        stop=stop,
+        on_validate=lambda step: setattr(stop, "signum", 15),
+        on_save=lambda step, state: saved.append(step),
+    )
+    assert done == 2
+    assert saved == [2]
+
+
+def test_the_reader_ends_with_the_training_however_that_ends():
+    class Watched(Images):
+        ended = False
+
+        def batches(self, start, stop):
+            try:
+                yield from super().batches(start, stop)
+            finally:
+                self.ended = True
+
+    class Broken(Fit):
+        def forward(self, batch):
+            raise ZeroDivisionError
+
+    stream = Watched()
+    with pytest.raises(ZeroDivisionError) as held:
+        run(Plan(steps=3), method=Broken(), stream=stream)
+    assert held.traceback  # and with it the loop's own names
+    assert stream.ended
 
 
 def test_groups_cover_every_parameter_once_and_spare_norms_and_biases():
