@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from calseg_cli.engine.distributed import Ranks, has_told, process_group, takes_the_word
+from calseg_cli.engine.distributed import Ranks, process_group
+from calseg_cli.engine.words import has_told, takes_the_word
 from calseg_cli.errors import CalsegError
 
 KILLED = 137

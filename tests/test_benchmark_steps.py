@@ -33,3 +33,9 @@ def test_the_table_tells_what_was_found(steps):
     text = steps.table({"networks": {"tiny": {"source+ece": row}}, "seed": 0})
     assert "| tiny | source+ece | source | 1.23 | 0.5 | <= 1.10 | 1.50 | 300 |  |" in text
     assert "{'seed': 0}" in text
+
+
+def test_a_variant_of_a_network_has_a_name(steps):
+    sizes = [sum(one.numel() for one in steps.network_of(f"segformer-{name}", 3).parameters()) for name in ("b0", "b1")]
+    assert 3e6 < sizes[0] < 4e6 < 1.3e7 < sizes[1] < 1.5e7
+    assert steps.network_of("efficientnet-lite0", 3).name == "efficientnet-lite0"

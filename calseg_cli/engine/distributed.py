@@ -1,18 +1,14 @@
-"""Owns the talk between the processes of one training run: the only file that names torch.distributed.
+"""Owns the talk between the processes of one training run: it and `words` alone name torch.distributed.
 
 Every process runs the same loop on its share of each batch. A process that ends early closes its connections, which
 ends the wait of all others; the store that torchrun keeps then says who tells of it, and which exit code all have.
 """
 
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
 from itertools import count
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,18 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from calseg_cli.engine.device import choose_device
+from calseg_cli.engine.interrupt import StopRequest
 from calseg_cli.engine.launch import launched
-from calseg_cli.errors import CalsegError, ConfigError, DeviceError, StoppedError
+from calseg_cli.engine.lifeline import let_go
+from calseg_cli.engine.words import PATIENCE, check_environment, hearing, meet, open_store, talking, wait_for_main
+from calseg_cli.errors import ConfigError, DeviceError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for one that still lives and says nothing."""
-_TO_SPEAK = timedelta(seconds=10)  # for another process to tell of the end
 _BUCKET = 2**23  # numbers that travel at once
 _STEP = 7  # what a random stream is for
-_ARRIVED, _ENDED, _CODE, _TOLD, _DONE = "arrived", "ended", "code", "told", "done"
-_POLL = 0.02  # seconds
 _WORKS = count()  # what the main process did alone, in every process the same number
 
 
@@ -91,7 +85,7 @@ class Ranks:
         if self.world == 1:
             return tensor
         summed = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _talk():
+        with talking():
             dist.all_reduce(summed)
         return summed
 
@@ -100,7 +94,7 @@ class Ranks:
         if self.world == 1 or not values:
             return list(values)
         numbers = torch.tensor(values, dtype=torch.int64)
-        with _talk():
+        with talking():
             dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
         return [int(number) for number in numbers]
 
@@ -130,7 +124,7 @@ class Ranks:
         # gloo knows no truth values
         sent = (tensor.byte() if tensor.dtype == torch.bool else tensor).detach().contiguous()
         found = [torch.empty_like(sent) for _ in range(self.world)]
-        with _talk():
+        with talking():
             dist.all_gather(found, sent)
         return torch.cat(found).to(tensor.dtype)
 
@@ -142,30 +136,37 @@ class Ranks:
         """This process's share (B,...) of what `whole` gives."""
         return whole if self.world == 1 else whole.chunk(self.world)[self.rank]
 
-    def main_does(self, work: Callable[[], T]) -> T | None:
+    def main_does(self, work: Callable[[], T], stop: StopRequest | None = None) -> T | None:
         """What `work` gives in the main process, None in the others, which wait for it however long it takes.
 
-        Raises StoppedError where the main process ended in it.
+        One that is asked to `stop` while it waits has the main process asked too, and goes on waiting. Raises
+        StoppedError where the main process ended in it, however it did.
         """
         if self.world == 1:
             return work()
-        done = f"{_DONE}/{next(_WORKS)}"
-        if self.is_main:
+        done = f"done/{next(_WORKS)}"
+        if not self.is_main:
+            wait_for_main(done, stop)
+            return None
+        with hearing(stop):
             found = work()
-            _store().set(done, "1")
-            return found
-        while not _store().check([done]):
-            if _store().check([_CODE]):
-                raise _gone()
-            time.sleep(_POLL)
-        return None
+        with talking():
+            open_store().set(done, "1")
+        return found
+
+    def main_answers(self, question: Callable[[], T]) -> T:
+        """What `question` gives in the main process, in all of them; the others do not ask it.
+
+        For what is read off the disk and decides what is done next: file systems may show it to machines unlike.
+        """
+        return cast(T, self.share(question() if self.is_main else None))
 
     def share(self, value: T) -> T:
         """What the main process holds, in all of them; what the others give is not looked at."""
         if self.world == 1:
             return value
         held = [value]
-        with _talk():
+        with talking():
             dist.broadcast_object_list(held, src=0, device=torch.device("cpu"))
         return held[0]
 
@@ -174,7 +175,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         found: list[T] = [value] * self.world
-        with _talk():
+        with talking():
             dist.all_gather_object(found, value)
         return found
 
@@ -184,7 +185,7 @@ class Ranks:
             return
         for tensor in tensors:
             sent = tensor.detach().clone(memory_format=torch.contiguous_format)
-            with _talk():
+            with talking():
                 dist.broadcast(sent, src=0)
             tensor.detach().copy_(sent)
 
@@ -218,12 +219,12 @@ def process_group(device: str) -> Iterator[Ranks]:
         return
     ranks = Ranks(found.rank, found.world)
     kind = ranks.device(choose_device(device)).type
-    _check_environment()
-    _arrive(found.world)
+    check_environment()
     try:
+        meet(found)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-            store=_store("group/"),
+            store=open_store("group/"),
             rank=found.rank,
             world_size=found.world,
             timeout=PATIENCE,
@@ -236,101 +237,7 @@ def process_group(device: str) -> Iterator[Ranks]:
     yield ranks
     # After an error it stays open: that its connections close at this process's end is what tells the others.
     dist.destroy_process_group()
-
-
-def refuse_torchrun(what: str) -> None:
-    """Raise ConfigError where torchrun started several processes of what works in one."""
-    world = launched().world
-    if world > 1:
-        raise ConfigError(
-            f"{what} works in one process, and torchrun started {world}",
-            "run calseg without torchrun; docs/scaling.md lists what it can share",
-        )
-
-
-def takes_the_word(code: int, *, waits: bool = False) -> tuple[bool, int]:
-    """Of processes that end with an error, whether this one tells of it; and the exit code of all, the first one's.
-
-    The others wait until it was told, so that their own end does not cut the speaker short. One that `waits` leaves it
-    to another that has something to say before.
-    """
-    try:
-        store = _store()
-        if not waits and store.add(_ENDED, 1) == 1:
-            store.set(_CODE, str(code))
-            return True, code
-        store.wait([_CODE, _TOLD], _TO_SPEAK)
-        return False, int(store.get(_CODE))
-    except (RuntimeError, CalsegError):  # nobody keeps the store any more: better twice than not at all
-        return True, code
-
-
-def has_told() -> None:
-    """Let the others go: the error was told."""
-    try:
-        _store().set(_TOLD, "1")
-    except (RuntimeError, CalsegError):
-        return
-
-
-def _check_environment() -> None:
-    if not dist.is_available():
-        raise ConfigError("this torch was built without torch.distributed", "train in one process")
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise ConfigError(
-            f"WORLD_SIZE is {os.environ.get('WORLD_SIZE')}, and {' and '.join(missing)} missing",
-            "start it by torchrun; unset RANK and WORLD_SIZE to work in one process",
-        )
-
-
-@cache
-def _store(part: str = "") -> Any:
-    """Where all processes read and write a few words; torchrun keeps it, so that it outlives each of them.
-
-    A connection of its own for each part.
-    """
-    _check_environment()
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # not in every torch
-
-    found = launched()
-    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        found.world,
-        is_master=found.rank == 0 and not kept_by_torchrun,
-        wait_for_workers=False,
-        multi_tenant=True,
-        timeout=timedelta(seconds=30),
-    )
-    return PrefixStore(f"calseg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{part}", store)
-
-
-def _arrive(world: int) -> None:
-    """Wait for all processes in Python, where signals and another one's end are noticed; connecting notices neither."""
-    store, until = _store(), time.monotonic() + PATIENCE.total_seconds()
-    store.add(_ARRIVED, 1)
-    while store.add(_ARRIVED, 0) < world:
-        if store.check([_CODE]) or time.monotonic() > until:
-            raise _gone()
-        time.sleep(_POLL)
-
-
-@contextmanager
-def _talk() -> Iterator[None]:
-    """Turn what torch says when another process is gone into one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise _gone() from error
-
-
-def _gone() -> StoppedError:
-    return StoppedError(
-        "another process of this command was killed or does not answer",
-        "the same command with --resume goes on from the last saved state, if there is one",
-    )
+    let_go()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

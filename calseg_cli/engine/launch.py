@@ -30,3 +30,13 @@ def launched() -> Launch:
             "torchrun sets them; unset RANK and WORLD_SIZE to work in one process",
         )
     return Launch(int(rank), int(world), int(local))
+
+
+def refuse_torchrun(what: str) -> None:
+    """Raise ConfigError where torchrun started several processes of what works in one."""
+    world = launched().world
+    if world > 1:
+        raise ConfigError(
+            f"{what} works in one process, and torchrun started {world}",
+            "run calseg without torchrun; docs/scaling.md lists what it can share",
+        )

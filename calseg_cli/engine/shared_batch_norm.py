@@ -47,7 +47,7 @@ class SharedBatchNorm(_BatchNorm):
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Number of values a channel, mean and variance (F,) over all processes, and the values less the mean."""
         own = [dimension for dimension in range(values.ndim) if dimension != 1]  # two processes: never one value alone
-        number = values.new_tensor([values.numel() // values.shape[1]])
+        number = values.new_full((1,), values.numel() // values.shape[1])  # a copy would wait for the device
         sums = _Total.apply(torch.cat([values.sum(dim=own), number]), self.ranks)  # type: ignore[no-untyped-call]
         count = sums[-1].detach()
         mean = sums[:-1] / count
@@ -61,9 +61,11 @@ class SharedBatchNorm(_BatchNorm):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        part = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-        self.running_mean.mul_(1 - part).add_(mean, alpha=part)
-        self.running_var.mul_(1 - part).add_(variance, alpha=part)
+        for kept, found in ((self.running_mean, mean), (self.running_var, variance)):
+            if self.momentum is None:  # a mean over all batches, whose number only the device knows
+                kept.add_((found - kept) / self.num_batches_tracked)
+            else:
+                kept.mul_(1 - self.momentum).add_(found, alpha=self.momentum)
 
     def _check_input_dim(self, entering: Tensor) -> None:
         """Accept any dimension: the layer whose place this takes had its own."""

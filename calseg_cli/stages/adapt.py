@@ -17,8 +17,9 @@ from calseg_cli.config.self_training import on_frame, sections_of
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.batch_statistics import batch_norms
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group
 from calseg_cli.engine.interrupt import stop_on_signals
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress, Silent
 from calseg_cli.engine.shared_batch_norm import share_batch_norm
@@ -129,7 +130,7 @@ def _adapt(
     kind = _kind(name)
     _check_use(kind, corrections, value_net, resolved)
     run = run_folder(resolved)
-    start = find_network(run, checkpoint) if checkpoint else source_network(run)
+    start = ranks.main_answers(lambda: find_network(run, checkpoint) if checkpoint else source_network(run))
     device = ranks.device(choose_device(config.device))
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
     loaded = load_network(start, device, resolved)

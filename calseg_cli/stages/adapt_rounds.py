@@ -140,7 +140,7 @@ class Rounds:
         for number in range(first, self.setting.options.rounds + 1):
             if number > 0:
                 self._train(number, resume=resume and number == first)
-            judged = self._ranks.share(self._ranks.main_does(partial(self._judge, number)))
+            judged = self._ranks.share(self._ranks.main_does(partial(self._judge, number), self.setting.stop))
             assert judged is not None  # the main process's
             self.candidates, goes_on = judged
             if not goes_on:
@@ -251,7 +251,7 @@ class Rounds:
 
     def _train(self, number: int, *, resume: bool) -> None:
         folder = self.folder(number)
-        if (folder / NETWORK).exists() and resume:
+        if self._ranks.main_answers(lambda: resume and (folder / NETWORK).exists()):
             return
         self._load(number - 1)
         method = build_adaptation(self.setting.resolved.config.adapt.method, self._network, **self._method_options)

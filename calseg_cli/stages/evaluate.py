@@ -18,7 +18,8 @@ from calseg_cli.config import Resolved
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.progress import Progress, Silent
 from calseg_cli.errors import ConfigError
 from calseg_cli.metrics.bin_intervals import accuracy_intervals
@@ -111,7 +112,7 @@ def evaluate(
             measured = _opened(resolved, checkpoint, logits, ranks, listener).corrected(corrections)
             subset = evaluation_subset(measured.road.class_names, names=options.classes, preset=options.eval_classes)
             tally = _counted(measured, options, ranks, listener)
-            done = _reported(resolved, measured, tally, subset, out) if ranks.is_main else None
+            done = ranks.main_does(partial(_reported, resolved, measured, tally, subset, out))
         told = ranks.share(done.without_pictures() if done is not None else None)
     found = done or told
     assert found is not None  # the main process's
@@ -235,7 +236,7 @@ class _Measured:
 
 def _from_network(resolved: Resolved, checkpoint: str | None, ranks: Ranks) -> _Measured:
     config, options, run = resolved.config, resolved.config.evaluate, run_folder(resolved)
-    path = find_network(run, checkpoint)
+    path = ranks.main_answers(partial(find_network, run, checkpoint))
     kind = choose_device(config.device)
     device = ranks.device(kind)
     loaded = load_network(path, device, resolved)

@@ -18,6 +18,7 @@ from calseg_cli.data.catalog import IGNORE, Item, Layout, find_items, find_layou
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
 from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import DataError
 from calseg_cli.stages.chain import recipe
@@ -152,6 +153,7 @@ def plan_prediction(
     out: Path | None,
 ) -> Plan:
     """What `predict` would do; opens everything, writes nothing."""
+    refuse_torchrun("--dry-run")
     return PreparedPrediction(resolved, corrections, checkpoint=checkpoint, images=images, out=out).plan()
 
 

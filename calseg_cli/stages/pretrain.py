@@ -20,9 +20,10 @@ from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream, evaluation_samples
 from calseg_cli.engine.compiling import compile_network
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group
 from calseg_cli.engine.infer import predict
 from calseg_cli.engine.interrupt import stop_on_signals
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.progress import Progress, Silent
 from calseg_cli.engine.shared_batch_norm import share_batch_norm
 from calseg_cli.engine.train import Plan
@@ -114,10 +115,10 @@ def _pretrain(
     domain = open_domain(resolved, "source")
     training = domain.dataset("train", with_labels=True)
     _check_labels(training)
-    validation = _validation(domain.dataset, progress)
+    validation = _validation(domain.dataset, progress, ranks)
     device = ranks.device(choose_device(config.device))
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    start = _start(resolved, folder)
+    start = _start(resolved, folder, ranks)
     network = start.network if start is not None else _new_network(resolved, len(layout.class_names))
     if options.sync_batch_norm:
         share_batch_norm(network, ranks)
@@ -126,7 +127,7 @@ def _pretrain(
         network,
         class_weights=class_weights(options.class_weights, training, "pretrain.class_weights"),
         label_smoothing=options.label_smoothing,
-        ece=CalibrationTerm(**options.ece.model_dump()),
+        ece=CalibrationTerm(**{**options.ece.model_dump(), **({} if probe is None else {"start_step": 0})}),
         ranks=ranks,
     )
     stream = TrainStream(
@@ -229,12 +230,12 @@ def _new_network(resolved: Resolved, classes: int) -> nn.Module:
     return build_network(wanted.name, classes, init=wanted.init, options=wanted.options)
 
 
-def _start(resolved: Resolved, folder: Path) -> LoadedNetwork | None:
+def _start(resolved: Resolved, folder: Path, ranks: Ranks) -> LoadedNetwork | None:
     """The trained network to begin with, where one is named. Raises ArtifactError: not there, or not of this kind."""
     asked = resolved.config.pretrain.from_checkpoint
     if asked is None:
         return None
-    path = _find_start(asked, resolved)
+    path = ranks.main_answers(lambda: _find_start(asked, resolved))
     if path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(
             f"{path} is what this command would replace", "--name starts a run of its own from it, and keeps both"
@@ -299,12 +300,19 @@ def _check_labels(training: SegmentationDataset) -> None:
         )
 
 
-def _validation(dataset: Any, progress: Progress) -> SegmentationDataset | None:
+def _validation(dataset: Any, progress: Progress, ranks: Ranks) -> SegmentationDataset | None:
+    """The images to validate on, where the main process finds some. Raises DataError where it alone does."""
+    found: SegmentationDataset | DataError
     try:
-        found: SegmentationDataset = dataset("val", with_labels=True)
+        found = dataset("val", with_labels=True)
     except DataError as error:
-        progress.note(f"no validation while training: {error.message}")
+        found = error
+    told = ranks.share(found.message if isinstance(found, DataError) else None)
+    if told is not None:
+        progress.note(f"no validation while training: {told}")
         return None
+    if isinstance(found, DataError):
+        raise found
     return found
 
 

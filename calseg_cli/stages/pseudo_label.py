@@ -24,6 +24,7 @@ from calseg_cli.config.pseudo_label import PseudoLabel
 from calseg_cli.data.catalog import IGNORE
 from calseg_cli.engine.device import memory_errors, seed_everything
 from calseg_cli.engine.interrupt import StopRequest, stop_on_signals
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.progress import Progress
 from calseg_cli.errors import ArtifactError, ConfigError
 from calseg_cli.methods.pseudo_labels import GRID, VoteHistogram, Votes, believed_labels, class_pixels, votes
@@ -161,6 +162,7 @@ def plan_pseudo_labels(
     progress: Progress,
 ) -> Plan:
     """What `pseudo_label` would do; opens everything, writes nothing."""
+    refuse_torchrun("--dry-run")
     _check_options(resolved)
     source = logits or newest_logits(run_folder(resolved), progress)
     with open_artifact(source, "logits") as parent:

@@ -254,14 +254,13 @@ def train_on_both(
     settling = Settling(setting) if options.settle else None
     weights = None if source is None else _class_weights(setting.resolved, source.training)
     method.class_weights = None if weights is None else weights.to(setting.device)
-    if options.warm_up and not (resume and (stage.path / RESUME).exists()):  # else the state brings the statistics
-        remeasure(setting, "measuring the target's statistics")
-        method.restart_teacher()
+    if options.warm_up:
+        _warm_up(setting, stage, method, resume=resume)
 
     def settle(settling: Settling, network: nn.Module) -> None:
         """One process finds the temperature, the others wait."""
         with apart(network):
-            setting.ranks.main_does(lambda: settling(network, stage))
+            setting.ranks.main_does(lambda: settling(network, stage), setting.stop)
         setting.ranks.equalise(network.parameters())
 
     def conclude() -> None:
@@ -299,6 +298,14 @@ def train_on_both(
         conclude=conclude,
         ranks=setting.ranks,
     )
+
+
+def _warm_up(setting: Setting, stage: StageFolder, method: SelfTraining, *, resume: bool) -> None:
+    """Begin with the target's statistics; where it goes on from a state, that brings them."""
+    if setting.ranks.main_answers(lambda: resume and (stage.path / RESUME).exists()):
+        return
+    remeasure(setting, "measuring the target's statistics")
+    method.restart_teacher()
 
 
 def _class_weights(resolved: Resolved, training: SegmentationDataset) -> Tensor | None:

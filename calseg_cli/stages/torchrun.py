@@ -1,7 +1,7 @@
 """Owns what commands do under torchrun: which may, who speaks, how an error in one process ends all."""
 
 import signal
-from contextlib import suppress
+import sys
 from typing import Literal
 
 from calseg_cli.engine.launch import launched
@@ -38,7 +38,7 @@ def ends(command: str, code: int) -> tuple[bool, int]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # torchrun ends the others as soon as one is gone; they end already
     try:
-        from calseg_cli.engine.distributed import takes_the_word
+        from calseg_cli.engine.words import takes_the_word
     except Exception:  # a signal struck while torch was loading, and it cannot be loaded again: nobody can be asked
         return launched().rank == 0, code
     shows_first = code == ThresholdError.exit_code  # the main one's tables come before the error
@@ -47,11 +47,10 @@ def ends(command: str, code: int) -> tuple[bool, int]:
 
 def told(command: str) -> None:
     """The error stands on stderr: the other processes may end."""
-    if not _is_alone(command):
-        with suppress(Exception):  # as above
-            from calseg_cli.engine.distributed import has_told
-
-            has_told()
+    # Not there where `ends` could ask nobody; to try again to load torch would end the process in torch's C++.
+    words = sys.modules.get("calseg_cli.engine.words")
+    if words is not None and not _is_alone(command):
+        words.has_told()
 
 
 def _is_alone(command: str) -> bool:

@@ -19,8 +19,9 @@ from calseg_cli.data.catalog import IGNORE
 from calseg_cli.data.dataset import SegmentationDataset
 from calseg_cli.data.loader import TrainStream
 from calseg_cli.engine.device import choose_device, memory_errors, seed_everything
-from calseg_cli.engine.distributed import ALONE, Ranks, process_group, refuse_torchrun
+from calseg_cli.engine.distributed import ALONE, Ranks, process_group
 from calseg_cli.engine.interrupt import stop_on_signals
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.progress import Progress, Silent
 from calseg_cli.engine.shared_batch_norm import share_batch_norm
 from calseg_cli.engine.train import Plan
@@ -147,7 +148,7 @@ def _train(
     slots = ranks.slots(config.valuenet.batch_size, "valuenet.batch_size")
     device = ranks.device(choose_device(config.device))
     seed_everything(config.seed, deterministic=config.deterministic, threads=config.threads)
-    path = find_network(run, checkpoint) if checkpoint else source_network(run)
+    path = ranks.main_answers(lambda: find_network(run, checkpoint) if checkpoint else source_network(run))
     loaded = load_network(path, device, resolved)
     images = _images(resolved, loaded, slots)
     facts = {
@@ -166,7 +167,7 @@ def _train(
         if ranks.share(ranks.is_main and _is_finished(folder, progress, resume=resume, force=force)):
             return folder.finished(None) if ranks.is_main else None
         progress.note(images.told())
-        goes_on = ranks.share(resume and (folder.path / RESUME).exists())
+        goes_on = ranks.main_answers(lambda: resume and (folder.path / RESUME).exists())
         method = _method(resolved, loaded, images.stream, device, ranks, resume=goes_on)
         report = _Report(resolved, loaded, images, method, folder, device, progress, ranks)
         run_loop(

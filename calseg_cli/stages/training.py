@@ -17,8 +17,9 @@ from calseg_cli.config import Resolved
 from calseg_cli.config.training import Augment
 from calseg_cli.data.transforms import Augmentation
 from calseg_cli.engine.checkpoint import read_checkpoint, write_checkpoint
-from calseg_cli.engine.distributed import ALONE, Ranks, refuse_torchrun
+from calseg_cli.engine.distributed import ALONE, Ranks
 from calseg_cli.engine.interrupt import StopRequest
+from calseg_cli.engine.launch import refuse_torchrun
 from calseg_cli.engine.method import Method
 from calseg_cli.engine.progress import Progress
 from calseg_cli.engine.train import Hooks, Plan, State, Stream, train

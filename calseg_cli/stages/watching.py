@@ -48,7 +48,7 @@ def watch(
         restore_random_state(state)
 
     def look(done: int) -> None:
-        ranks.main_does(lambda: alone(done))
+        ranks.main_does(lambda: alone(done), setting.stop)
 
     method.watch = look if setting.options.visualize or labelled is not None else None
 

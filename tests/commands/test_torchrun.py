@@ -88,6 +88,14 @@ def test_an_error_in_one_process_ends_both_with_its_code(scenes, calseg, tmp_pat
     assert not (scenes / "runs/broken/1-pretrain/network.safetensors").exists()
 
 
+@pytest.mark.parametrize("command", ["predict", "pseudo-label"])
+def test_a_dry_run_of_shards_is_refused(scenes, calseg, command):
+    """What it tells is one artifact, and each process would tell it."""
+    ran = calseg(command, "--dry-run", cwd=scenes, env={"RANK": "1", "WORLD_SIZE": "2"})
+    assert "--dry-run works in one process, and torchrun started 2" in failed(ran, 2)
+    assert ran.out == ""
+
+
 REFUSED = [
     ((*WORDS, "--batch-size", "5"), 2, "5 images cannot be shared equally by 2 processes"),
     (("train-valuenet", "--set", "valuenet.batch_size=3"), 2, "valuenet.batch_size: 3 images cannot be shared"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from calseg_cli.data.loader import Batch
-from calseg_cli.engine import distributed
+from calseg_cli.engine import distributed, words
 from calseg_cli.engine.batch_statistics import own_statistics
 from calseg_cli.engine.distributed import ALONE, Ranks, process_group
 from calseg_cli.engine.interrupt import StopRequest
@@ -110,9 +110,11 @@ def test_sums_are_exact_and_everybody_holds_the_same(monkeypatch):
         truth = torch.tensor([[ranks.is_main]])
         both = ranks.whole(torch.tensor([[1.0, 2.0]]).t()[:, 0] + 10 * ranks.rank)
         worked = ranks.main_does(lambda: time.sleep(0.2) or ranks.rank)
+        asked = []
+        answer = ranks.main_answers(lambda: asked.append(ranks.rank) or f"by {ranks.rank}")
         return {
             "both": both, "part": ranks.own(both), "truth": ranks.whole(truth), "first": ranks.first(3),
-            "worked": worked,
+            "worked": worked, "asked": asked, "answer": answer,
             "big": ranks.total(big), "odd": ranks.total(odd), "own": big, "largest": ranks.largest([ranks.rank, 5]),
             "share": ranks.share(f"of {ranks.rank}"), "gather": ranks.gather(ranks.rank), "summed": summed,
             "mean": weights[0].grad, "moved": (float(moved.sum()), bool(flag)), "places": list(ranks.places(5)),
@@ -135,7 +137,9 @@ def test_sums_are_exact_and_everybody_holds_the_same(monkeypatch):
         assert torch.equal(found["mean"], torch.arange(6.0).view(3, 2) * 3)
         assert found["moved"] == (0.0, True)
     assert (first["places"], second["places"]) == ([0, 2, 4], [1, 3])
+    assert (first["asked"], second["asked"]) == ([0], []), "only the main process looks"
     for found in (first, second):
+        assert found["answer"] == "by 0"
         assert found["both"].tolist() == [1, 2, 11, 12]
         assert found["truth"].tolist() == [[True], [False]]
     assert (first["part"].tolist(), second["part"].tolist()) == ([1, 2], [11, 12])
@@ -337,6 +341,21 @@ def test_batch_norm_sees_the_whole_batch():
             torch.testing.assert_close(found[3], state)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_shared_batch_norm_makes_no_device_wait(monkeypatch, momentum):
+    """No number is copied to where the images are, none is read from there."""
+
+    def waits(*args, **options):
+        raise AssertionError("the device is waited for")
+
+    layer = SharedBatchNorm(nn.BatchNorm2d(3, momentum=momentum), Ranks(0, 2))
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    monkeypatch.setattr(Ranks, "total", lambda ranks, tensor: tensor * 2)
+    for name in ("new_tensor", "item", "tolist", "__float__", "__int__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, waits)
+    layer(images).sum().backward()
+
+
 # The end
 
 
@@ -363,14 +382,14 @@ def test_an_error_in_one_process_ends_all_with_its_code_and_one_line():
 
 
 def test_one_that_fails_before_it_is_connected_keeps_nobody_waiting(monkeypatch):
-    real = distributed._arrive
+    real = words.arrive
 
     def arrive(world):
         if os.environ["RANK"] == "0":
             raise DataError("nothing to begin with")
         real(world)
 
-    monkeypatch.setattr(distributed, "_arrive", arrive)
+    monkeypatch.setattr(words, "arrive", arrive)
     assert together(lambda ranks: None) == [(4, "nothing to begin with"), (4, None)]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from math import nan
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from calseg_cli.methods.checkpoint_criteria import Outlook
-from calseg_cli.stages.adapt_rounds import Candidate, average_with, choose
+from calseg_cli.stages.adapt_rounds import Candidate, Rounds, average_with, choose
+from calseg_cli.stages.run_folder import NETWORK
+from tests.ranks import together
 
 
 def candidate(number, entropy, error=nan, refused=None):
@@ -50,3 +53,18 @@ def test_the_average_is_of_parameters_alone(share):
         torch.testing.assert_close(tensor, start[name] + share)
     for name, tensor in network.named_buffers():
         torch.testing.assert_close(tensor, start[name] + 1)
+
+
+def test_whether_a_round_is_trained_already_is_the_main_processs_look(tmp_path):
+    """A file system that several machines share may still show another one an older state."""
+    (tmp_path / "0/round-1").mkdir(parents=True)
+    (tmp_path / "0/round-1" / NETWORK).touch()
+
+    def work(ranks):
+        rounds, trained = Rounds.__new__(Rounds), []
+        rounds._ranks, rounds.stage = ranks, SimpleNamespace(path=tmp_path / str(ranks.rank))
+        rounds._load = trained.append  # which training begins with
+        rounds._train(1, resume=True)
+        return trained
+
+    assert together(work, seconds=40) == [(0, []), (0, [])]

@@ -14,15 +14,19 @@ from calseg_cli.engine.progress import Silent
 from calseg_cli.errors import DataError
 from calseg_cli.methods.self_training_frame import Frame
 from calseg_cli.networks.build import NETWORKS
+from calseg_cli.stages import self_training
 from calseg_cli.stages.domains import open_domain
+from calseg_cli.stages.run_folder import RESUME
 from calseg_cli.stages.self_training import (
     _class_weights,
     _label_correction,
     _reference,
+    _warm_up,
     frame_of,
     open_source,
     rare_pixels,
 )
+from tests.ranks import together
 
 CLASSES = ("road", "car", "sky")
 
@@ -181,3 +185,20 @@ def test_the_reference_is_imagenets_where_there_are_weights(resolved, monkeypatc
         states = [encoder.state_dict() for encoder in (first, second)]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])  # nothing is random in it
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("state_of", ["0", "1"])
+def test_whether_it_goes_on_is_the_main_processs_look(tmp_path, monkeypatch, state_of):
+    """Measuring the target's statistics is done by all processes or by none."""
+    (tmp_path / state_of).mkdir()
+    (tmp_path / state_of / RESUME).touch()
+
+    def work(ranks):
+        told = []
+        monkeypatch.setattr(self_training, "remeasure", lambda setting, title: told.append(title))
+        method = SimpleNamespace(restart_teacher=lambda: told.append("teacher"))
+        stage = SimpleNamespace(path=tmp_path / str(ranks.rank))
+        _warm_up(SimpleNamespace(ranks=ranks), stage, method, resume=True)
+        return len(told)
+
+    assert together(work, seconds=40) == [(0, 0 if state_of == "0" else 2)] * 2
