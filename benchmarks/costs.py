@@ -34,12 +34,11 @@ from typing import Any
 
 import torch
 from artifacts import draw, settle
-from steps import METHODS, Steps
+from steps import METHODS, Steps, network_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from calseg_cli.engine.device import autocast
-from calseg_cli.networks.build import build_network
 
 LOOK = "one image"
 WANTED = ("source", "source+ece", "cbst", "calsfda", "self-training", "self-training(daformer)", "self-training(mic)")
@@ -76,7 +75,7 @@ def one(name: str, options: argparse.Namespace) -> dict[str, float]:
     device = torch.device(options.device)
     if name != LOOK:
         return measured(Steps(name, options.network, options), device, options.repeats)
-    network = build_network(options.network, options.classes, init="none", seed=0)
+    network = network_of(options.network, options.classes)
     settle(network, draw(options.batch, *options.size))
     image = draw(1, *options.image).float().to(device) / 255
     return measured(lambda: look(network.to(device).eval(), image, options.amp), device, options.repeats)
@@ -104,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             row["hours_at_rate"] = times * row["tflop"] / options.tflops / 3600
         rows[name] = row
         sys.stderr.write(f"{name}: {row['seconds']:.3g} s\n")
-    network = build_network(options.network, options.classes, init="none", seed=0)
+    network = network_of(options.network, options.classes)
     return {
         "network": options.network,
         "parameters": sum(one.numel() for one in network.parameters()),

@@ -3,6 +3,7 @@
     python benchmarks/steps.py
     python benchmarks/steps.py --json                       # one JSON document
     python benchmarks/steps.py --network tiny --batch 2 --method source+ece
+    python benchmarks/steps.py --device cuda --network segformer-b0 segformer-b5 deeplabv2-r101 --size 512 512 --batch 2
 
 For each method and network:
 
@@ -47,6 +48,17 @@ from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.methods.tent import Tent
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network
+
+
+def network_of(name: str, classes: int) -> Network:
+    """A network with random weights; a variant behind a hyphen: "segformer-b5", "deeplabv2-r101"."""
+    family, _, variant = name.rpartition("-")
+    options: dict[str, Any] = {}
+    if family == "segformer":
+        name, options = family, {"variant": variant}
+    elif family == "deeplabv2":
+        name, options = family, {"depth": int(variant.removeprefix("r"))}
+    return build_network(name, classes, init="none", options=options, seed=0)
 
 
 class Contestant(NamedTuple):
@@ -112,7 +124,7 @@ class Steps:
     def __init__(self, method: str, network: str, options: argparse.Namespace) -> None:
         self.device = torch.device(options.device)
         self.amp = options.amp
-        built = build_network(network, options.classes, init="none", seed=0)
+        built = network_of(network, options.classes)
         images = draw(2 * options.batch, *options.size)
         settle(built, images)
         self.method = METHODS[method].build(built).to(self.device).train()
