@@ -4,12 +4,14 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from calseg_cli.commands import (
     adapt,
@@ -36,6 +38,7 @@ from calseg_cli.commands._artifact_export import export as artifact_export
 from calseg_cli.commands._artifact_import import import_ as artifact_import
 from calseg_cli.commands._session import ends, forget_stdout, told, with_session
 from calseg_cli.commands._version import version_text
+from calseg_cli.engine.launch import launched
 from calseg_cli.errors import CalsegError
 
 EXIT_CODES = """Exit codes: 0 ok, 1 bug, 2 usage or configuration, 3 artifact or checkpoint, 4 data, 5 stopped but
@@ -90,6 +93,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "config": ("Look at the configuration.", {"show": config.show, "schema": config.schema}),
 }
+_USAGE: Any = typer.BadParameter.__base__  # typer has a click of its own, or shares one
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
@@ -174,10 +178,37 @@ def _listed(function: Callable[..., None], *, configured: bool) -> Callable[...,
     return listed
 
 
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Leave what is wrong with the words to the first of torchrun's processes: all have the same words."""
+    try:
+        yield
+    except _USAGE as error:
+        with suppress(CalsegError):
+            if launched().rank > 0:
+                raise typer.Exit(2) from error
+        raise
+
+
+class _Commands(TyperGroup):
+    """The commands; a mistake in the words is told once under torchrun."""
+
+    def make_context(self, *words: Any, **named: Any) -> Any:
+        """Read the words before the command."""
+        with _said_once():
+            return super().make_context(*words, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the words behind it, and run it."""
+        with _said_once():
+            return super().invoke(ctx)
+
+
 def build(*, plain: bool = False) -> typer.Typer:
     """The whole command line. `plain` help has no frames: drawing them would double the time of `calseg --help`."""
     app = typer.Typer(
         name="calseg",
+        cls=_Commands,
         help="Carry a segmentation model to an unlabelled domain, and trust its confidence there.",
         epilog=EXIT_CODES,
         no_args_is_help=True,

@@ -28,6 +28,16 @@ def test_operations_are_counted_forward_and_backward(costs):
     assert both["tflop"] * 1e12 == pytest.approx(3 * forward)  # the image's gradient and the weights'
 
 
+def test_attention_is_counted_too(costs):
+    query, key = torch.rand(2, 4, 32, 8, requires_grad=True), torch.rand(2, 4, 16, 8)
+    forward = 2 * 2 * (2 * 4) * 32 * 16 * 8  # two products of matrices, each of sums and products
+    cpu = torch.device("cpu")
+    attend = nn.functional.scaled_dot_product_attention
+    assert costs.measured(lambda: attend(query, key, key), cpu, 1)["tflop"] * 1e12 == pytest.approx(forward)
+    both = costs.measured(lambda: attend(query, key, key).sum().backward(), cpu, 1)["tflop"] * 1e12
+    assert both == pytest.approx(3.5 * forward)  # backward the probabilities are computed again, and four products
+
+
 def test_the_table_multiplies_steps_and_images(costs, monkeypatch, capsys):
     words = "--network tiny --size 32 48 --batch 2 --classes 5 --method source --image 32 64 --images 7 --steps 100"
     monkeypatch.setattr(sys, "argv", [costs.__file__, *words.split(), "--repeats", "1", "--tflops", "2", "--json"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calseg_cli.data.dataset import Sample, SegmentationDataset, Size
 from calseg_cli.data.labels import read_image_size
-from calseg_cli.data.ordered import read_ahead
+from calseg_cli.data.ordered import check_wanted, read_ahead
 from calseg_cli.data.rare_classes import RareClassSampler
 from calseg_cli.data.transforms import Augmentation, augment
 from calseg_cli.errors import DataError
@@ -125,6 +125,7 @@ class TrainStream:
         augmentation = self._augmentation(domain)
         samples = []
         for slot in range(self.batch_size) if self.slots is None else self.slots:
+            check_wanted()
             sample = dataset.read(self._index(len(dataset), domain, step, slot))
             rng = np.random.default_rng((self.seed, _CHANGES, domain, step, slot))
             image, label = augment(sample.image, sample.label, augmentation, rng)

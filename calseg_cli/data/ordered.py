@@ -21,6 +21,7 @@ T = TypeVar("T")
 _AHEAD = 3
 _FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
 _RUNNING: list[Any] = []  # torch's iterators whose workers live
+_READER = threading.local()  # of a reading thread: whether its consumer is gone
 
 
 def read_ahead(read: Callable[[int], T], keys: Sequence[int], workers: int) -> Iterator[T]:
@@ -57,9 +58,17 @@ def end_readers() -> None:
         _end(_RUNNING.pop())
 
 
+def check_wanted() -> None:
+    """Raise in a reading thread whose consumer has gone: to be asked between the parts of what takes long to read."""
+    gone = getattr(_READER, "gone", None)
+    if gone is not None and gone.is_set():
+        raise CalsegError("what was being read is no longer wanted")
+
+
 def _by_thread(read: Callable[[int], T], keys: Sequence[int]) -> Iterator[T]:
     waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="calseg-reader") as pool:
+    gone = threading.Event()
+    with ThreadPoolExecutor(1, "calseg-reader", initializer=_begin, initargs=(gone,)) as pool:
         remaining = iter(keys)
         try:
             waiting.extend(pool.submit(read, key) for key in islice(remaining, _AHEAD))
@@ -68,8 +77,13 @@ def _by_thread(read: Callable[[int], T], keys: Sequence[int]) -> Iterator[T]:
                 waiting.extend(pool.submit(read, key) for key in islice(remaining, 1))
                 yield result
         finally:
+            gone.set()  # the pool waits for what is being read
             for future in waiting:
                 future.cancel()
+
+
+def _begin(gone: threading.Event) -> None:
+    _READER.gone = gone
 
 
 def _by_processes(read: Callable[[int], T], keys: Sequence[int], workers: int) -> Iterator[T]:

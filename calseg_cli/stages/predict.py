@@ -232,8 +232,10 @@ def _write(work: PreparedPrediction, writer: ArtifactWriter, progress: Progress,
         return
     places = {name: place for place, name in enumerate(work.ids)}
     todo = [places[name] for name in writer.todo]
-    progress.note(f"network {work.checkpoint}, {len(work.dataset)} images of {work.place}")
-    progress.start("predicting", len(todo) + writer.done, done=writer.done)
+    own, whole = len(todo) + writer.done, len(work.dataset)
+    share = f"{own} of {whole} images of {work.place}, for {writer.path.name}"  # several shards speak side by side
+    progress.note(f"network {work.checkpoint}, {share if own < whole else f'{whole} images of {work.place}'}")
+    progress.start("predicting", own, done=writer.done)
     for prediction in work.road.stream(todo):
         writer.add_item(
             prediction.id,

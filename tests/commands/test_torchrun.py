@@ -96,6 +96,14 @@ def test_a_dry_run_of_shards_is_refused(scenes, calseg, command):
     assert ran.out == ""
 
 
+def test_a_mistake_in_the_words_is_told_once(scenes, calseg):
+    for words in (("pretrain", "--stpes", "6"), ("pretrian",)):
+        ran = [calseg(*words, cwd=scenes, env={"RANK": str(rank), "WORLD_SIZE": "2"}) for rank in range(2)]
+        assert [one.code for one in ran] == [2, 2]
+        assert words[-2 if len(words) > 1 else -1] in ran[0].err
+        assert ran[1].err == ran[1].out == ""
+
+
 REFUSED = [
     ((*WORDS, "--batch-size", "5"), 2, "5 images cannot be shared equally by 2 processes"),
     (("train-valuenet", "--set", "valuenet.batch_size=3"), 2, "valuenet.batch_size: 3 images cannot be shared"),

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import _utils as torchs
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from calseg_cli.data.ordered import closing_reader, end_readers, read_ahead
+from calseg_cli.data.ordered import check_wanted, closing_reader, end_readers, read_ahead
 from calseg_cli.errors import CalsegError, DataError
 
 
@@ -259,3 +259,39 @@ def test_it_reads_only_a_little_ahead():
     time.sleep(0.05)
     assert len(started) <= 5
     values.close()
+
+
+def test_what_is_being_read_is_given_up_with_its_reader():
+    """One batch may take minutes to read; a signal is not to wait for it."""
+    begun, ended, main = threading.Event(), threading.Event(), threading.main_thread().ident
+
+    def read(key):
+        begun.set()
+        try:
+            for _ in range(600):
+                check_wanted()
+                time.sleep(0.05)
+        finally:
+            ended.set()
+
+    def struck():
+        with closing_reader(values := read_ahead(read, [0, 1], 0)):
+            threading.Thread(target=lambda: (begun.wait(), signal.pthread_kill(main, signal.SIGUSR1))).start()
+            next(values)
+
+    def strike(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    try:
+        since = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            struck()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ended.wait(5)
+    assert time.monotonic() - since < 10
+
+
+def test_outside_a_reader_everything_is_wanted():
+    check_wanted()
