@@ -15,7 +15,8 @@ def test_it_describes_every_key():
     def walk(part, above):
         for name, field in part["properties"].items():
             found[f"{above}{name}"] = field
-            links = [field.get("$ref"), *(choice.get("$ref") for choice in field.get("anyOf", []))]
+            choices = [*field.get("anyOf", []), *field.get("allOf", [])]  # pydantic 2.7 has the latter
+            links = [field.get("$ref"), *(choice.get("$ref") for choice in choices)]
             for link in filter(None, links):
                 walk(schema["$defs"][link.rsplit("/", 1)[1]], f"{above}{name}.")
 

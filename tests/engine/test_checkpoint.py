@@ -131,6 +131,6 @@ def test_any_damage_of_the_header_is_an_error_of_ours(tmp_path):
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(tmp_path, facts):
-    write_checkpoint(tmp_path / "c", {}, facts)
+    write_checkpoint(tmp_path / "c", {"weight": torch.zeros(1)}, facts)
     with pytest.raises(ArtifactError, match="which network and classes"):
         read_checkpoint(tmp_path / "c")
