@@ -6,6 +6,7 @@ images, over cells of the map that show one class.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +72,7 @@ def encoder_seen(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """What the network's encoder gets ("entering") and the last map that it gives ("features") in passes inside."""
     seen: dict[str, Tensor] = {}
 
-    def note(module: nn.Module, entering: tuple[Tensor, ...], maps: Tensor | Sequence[Tensor]) -> None:
+    def note(module: nn.Module, entering: tuple[Tensor, ...], maps: Any) -> None:
         seen["entering"], seen["features"] = entering[0].detach(), last_map(maps)
 
     hook = network.get_submodule("encoder").register_forward_hook(note)
@@ -81,6 +82,8 @@ def encoder_seen(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         hook.remove()
 
 
-def last_map(maps: Tensor | Sequence[Tensor]) -> Tensor:
-    """The coarsest of an encoder's maps (B,D,h,w)."""
-    return maps if isinstance(maps, Tensor) else maps[-1]
+def last_map(maps: Any) -> Tensor:
+    """The coarsest of an encoder's maps (B,D,h,w): a tensor, the last of several, or of what transformers return."""
+    while not isinstance(maps, Tensor):
+        maps = maps[-1]  # with all stages asked for, SegFormer's encoder ends with a tuple of them
+    return maps
