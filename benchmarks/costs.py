@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from typing import Any
 
 import torch
 from artifacts import draw, settle
-from steps import METHODS, Steps, network_of
+from steps import METHODS, Steps, network_of, peak_mib
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -73,15 +72,8 @@ def measured(work: Callable[[], object], device: torch.device, repeats: int) -> 
     return {
         "tflop": counter.get_total_flops() / 1e12,
         "seconds": statistics.median(seconds),
-        "memory_mib": peak(device),
+        "memory_mib": peak_mib(device),
     }
-
-
-def peak(device: torch.device) -> float:
-    """MiB that were held at most."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def one(name: str, options: argparse.Namespace) -> dict[str, float]:

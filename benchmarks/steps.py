@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,6 +47,7 @@ from calseg_cli.methods.source import CalibrationTerm, Source
 from calseg_cli.methods.tent import Tent
 from calseg_cli.networks.build import build_network
 from calseg_cli.networks.network import Network
+from calseg_cli.stages.probe import peak_bytes
 
 
 def network_of(name: str, classes: int) -> Network:
@@ -195,9 +195,15 @@ def own_peak(method: str, network: str, options: argparse.Namespace) -> float:
     steps = Steps(method, network, options)
     for _ in range(3):
         steps()
-    if steps.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_mib(steps.device)
+
+
+def peak_mib(device: torch.device) -> float:
+    """MiB that this process held at most: what torch allocated on a GPU, else its resident set."""
+    held = peak_bytes(device)
+    if held is None:
+        raise SystemExit("this system does not tell how much memory a process held")
+    return held / 2**20
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,3 +39,11 @@ def test_a_variant_of_a_network_has_a_name(steps):
     sizes = [sum(one.numel() for one in steps.network_of(f"segformer-{name}", 3).parameters()) for name in ("b0", "b1")]
     assert 3e6 < sizes[0] < 4e6 < 1.3e7 < sizes[1] < 1.5e7
     assert steps.network_of("efficientnet-lite0", 3).name == "efficientnet-lite0"
+
+
+def test_the_peak_is_that_of_the_process_alone(steps):
+    """A process inherits the largest resident set of who starts it, as `getrusage` tells it."""
+    held = bytearray(b"1" * 2**30)
+    options = argparse.Namespace(batch=2, size=(32, 48), classes=5, amp="off", device="cpu")
+    assert steps.peak("source", "tiny", options) < 900
+    assert len(held) == 2**30
