@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -36,9 +36,8 @@ from calseg_cli.commands import select_checkpoint_by_ECE as select_command
 from calseg_cli.commands import train_valuenet as valuenet_command
 from calseg_cli.commands._artifact_export import export as artifact_export
 from calseg_cli.commands._artifact_import import import_ as artifact_import
-from calseg_cli.commands._session import ends, forget_stdout, told, with_session
+from calseg_cli.commands._session import ends, forget_stdout, is_first, told, with_session
 from calseg_cli.commands._version import version_text
-from calseg_cli.engine.launch import launched
 from calseg_cli.errors import CalsegError
 
 EXIT_CODES = """Exit codes: 0 ok, 1 bug, 2 usage or configuration, 3 artifact or checkpoint, 4 data, 5 stopped but
@@ -184,10 +183,9 @@ def _said_once() -> Iterator[None]:
     try:
         yield
     except _USAGE as error:
-        with suppress(CalsegError):
-            if launched().rank > 0:
-                raise typer.Exit(2) from error
-        raise
+        if is_first():
+            raise
+        raise typer.Exit(2) from error
 
 
 class _Commands(TyperGroup):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from calseg_cli.commands._options import AsJson, ConfigFile, Debug, NoColor, Quiet, Sets
 from calseg_cli.errors import disk_errors
-from calseg_cli.stages.torchrun import ends, role_of, told
+from calseg_cli.stages.torchrun import ends, is_first, role_of, told
 
-__all__ = ["Session", "ends", "forget_stdout", "plain", "told", "with_session"]
+__all__ = ["Session", "ends", "forget_stdout", "is_first", "plain", "told", "with_session"]
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -31,6 +31,14 @@ def role_of(command: str) -> Role:
     return "main" if found.rank == 0 else "silent"
 
 
+def is_first() -> bool:
+    """Whether this process tells what all would tell alike: that of one, or the first of torchrun's."""
+    try:
+        return launched().rank == 0
+    except ConfigError:  # what is set makes no sense, which is an error to be told later
+        return True
+
+
 def ends(command: str, code: int) -> tuple[bool, int]:
     """Whether this process tells of the error that ends it, and its exit code: under torchrun one speaks for all."""
     if _is_alone(command):
