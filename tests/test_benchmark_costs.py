@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,7 +41,17 @@ def test_attention_is_counted_too(costs):
 
 def test_the_table_multiplies_steps_and_images(costs, monkeypatch, capsys):
     words = "--network tiny --size 32 48 --batch 2 --classes 5 --method source --image 32 64 --images 7 --steps 100"
-    monkeypatch.setattr(sys, "argv", [costs.__file__, *words.split(), "--repeats", "1", "--tflops", "2", "--json"])
+    given = [costs.__file__, *words.split(), "--repeats", "1", "--tflops", "2", "--json"]
+
+    def run(program, **_):
+        """The process of its own, in this one."""
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", program[1:])
+            options = costs.arguments()
+        return subprocess.CompletedProcess(program, 0, json.dumps(costs.one(options.one, options)))
+
+    monkeypatch.setattr(sys, "argv", given)
+    monkeypatch.setattr(costs.subprocess, "run", run)
     costs.main()
     found = json.loads(capsys.readouterr().out)
     for name, times in (("source", 100), (costs.LOOK, 7)):

@@ -21,12 +21,13 @@ def soak(monkeypatch):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_its_commands_parse_before_and_after_a_kill(soak, tmp_path, there):
+    commands = get_command(build()).commands
     for stage in soak.STAGES:
         if there:
             (tmp_path / stage.result).mkdir(parents=True)
         for more in ((), stage.again(tmp_path)):
             name, *words = (*stage.words, *more)
-            get_command(build()).commands[name].make_context(name, words)
+            commands[name].make_context(name, words)
 
 
 def test_what_differs_and_what_is_left_behind_is_found(soak, tmp_path):

@@ -1,5 +1,6 @@
 """The documents say what the code does: links resolve, examples parse and load, generated tables are up to date."""
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -184,6 +185,12 @@ def test_class_tables_hold_the_published_values(make_tables):
 # Examples
 
 
+@functools.cache
+def whole_command():
+    """The command line; to build it takes longer than to parse a line."""
+    return get_command(build())
+
+
 STARTS = ("calseg", "calseg_cli", "stage.sbatch")
 
 
@@ -212,7 +219,7 @@ def command_lines() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), command_lines())
 def test_commands_in_examples_parse(page, line):
     words = shlex.split(line)[1:]
-    command = get_command(build())
+    command = whole_command()
     context = command.make_context("calseg", list(words), resilient_parsing=not words or words[0].startswith("-"))
     while words and not words[0].startswith("-") and hasattr(command, "commands"):
         command = command.commands[words.pop(0)]

@@ -11,7 +11,7 @@ from calseg_cli.artifacts.reader import open_artifact
 from calseg_cli.errors import ArtifactError
 
 PACKINGS = ("gzip", "none")
-MUTATIONS = {"gzip": 1400, "none": 600}  # without packing nearly every byte has to be read to be found
+MUTATIONS = {"gzip": 700, "none": 300}  # without packing nearly every byte has to be read to be found
 
 
 def make(store, folder, packing):

@@ -51,13 +51,12 @@ def test_mic_with_both_plugins_takes_a_step(network, batch):
     route = "network" if network.name == "deeplabv2" else "solved"  # its last layer is no 1x1 convolution
     plugins = [build_dacal(network, warm_up=0, route=route), build_blda(network, warm_up=0, min_pixels=1)]
     method = SelfTraining(network, Frame("mic", feature_ratio=0.5), plugins=plugins).train()
-    for step in range(2):
-        method.before_step(batch, step)
-        terms = method(batch)
-        assert {"source", "feature_distance"} < terms.keys()
-        total = torch.stack(list(terms.values())).sum()
-        assert torch.isfinite(total)
-        total.backward()
-        method.after_step(step)
+    method.before_step(batch, 0)
+    terms = method(batch)
+    assert {"source", "feature_distance"} < terms.keys()
+    total = torch.stack(list(terms.values())).sum()
+    assert torch.isfinite(total)
+    total.backward()
+    method.after_step(0)
     assert all(torch.isfinite(one.grad).all() for one in network.parameters() if one.grad is not None)
     assert method.report()["fallen_back"] == 0

@@ -81,7 +81,7 @@ def test_a_look_shows_what_a_step_on_the_batch_sees(method):
     seen = {}
 
     def targets(view, logits):
-        seen.update(view=view, logits=logits, outer=plugin._outer(view).images, soft=plugin._soft(view, logits))
+        seen.update(view=view, logits=logits, outer=plugin.pictures(view)["outer mix"], soft=plugin._soft(view, logits))
 
     plugin.targets = targets
     step_of(method, 5)

@@ -198,8 +198,7 @@ def test_an_estimate_is_told_as_one(run):
 # What begins later is tried at once
 
 
-@pytest.mark.parametrize("later", ["self_training__hard_steps", "dacal__warm_up", "blda__warm_up"])
-def test_what_most_steps_do_is_what_is_tried(run, monkeypatch, later):
+def test_what_most_steps_do_is_what_is_tried(run, monkeypatch):
     """DA-Cal's and BLDA's own work is met by the first steps, whatever comes before it in a whole run."""
     seen = {}
     targets, correct = DACal.targets, BLDA.correct
@@ -207,7 +206,8 @@ def test_what_most_steps_do_is_what_is_tried(run, monkeypatch, later):
     monkeypatch.setattr(
         BLDA, "correct", lambda self, *words: seen.setdefault("blda", self.options.warm_up) or correct(self, *words)
     )
-    adapting(run, adapt__method="dacal+blda", adapt__self_training__steps=10, **{f"adapt__{later}": 1000})
+    later = dict.fromkeys(("adapt__self_training__hard_steps", "adapt__dacal__warm_up", "adapt__blda__warm_up"), 1000)
+    adapting(run, adapt__method="dacal+blda", adapt__self_training__steps=10, **later)
     assert seen == {"dacal": 1, "blda": 0}
 
 
